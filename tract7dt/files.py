@@ -150,6 +150,10 @@ class Layout:
         return self.overlay_dir / "white_overlay.png"
 
     @property
+    def white_overlay_zoom(self) -> Path:
+        return self.overlay_dir / "white_overlay_zoom.png"
+
+    @property
     def epsf_summary(self) -> Path:
         return self.epsf_dir / "epsf_summary.json"
 
