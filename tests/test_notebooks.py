@@ -61,3 +61,8 @@ def test_notebook_is_light_and_without_stored_errors(notebook):
     assert notebook.stat().st_size < 1_000_000
     for cell in json.loads(notebook.read_text())["cells"]:
         assert all(out["output_type"] != "error" for out in cell.get("outputs", []))
+
+
+def test_readme_is_the_twin_of_the_index():
+    """README.md is written by tools/readme.py from nbs/index.ipynb."""
+    assert subprocess.run([sys.executable, ROOT / "tools" / "readme.py", "--check"]).returncode == 0
