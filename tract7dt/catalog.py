@@ -95,7 +95,8 @@ def check_flux_columns(columns, bands, files: dict[str, Path], path: Path, probl
 def show_rows(table: pd.DataFrame, rows, column: str) -> str:
     "Rows with their ID and a value, for a message."
     ids = table["ID"] if "ID" in table else [""] * len(table)
-    return list_some(f"row {i + 1}" + (f" (ID {ids[i]})" if ids[i] else "") + f": {table[column].iloc[i]!s}" for i in np.flatnonzero(rows))
+    return list_some(f"row {i + 1}" + (f" (ID {ids[i]})" if ids[i] else "")
+                     + f": {table[column].iloc[i] or 'empty'}" for i in np.flatnonzero(rows))
 
 
 def count_rows(rows) -> str:

@@ -9,6 +9,7 @@ __all__ = ['PROGRAM', 'commands', 'NotUnderstood', 'unpaged_help', 'parse', 'ove
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import re
 import signal
@@ -67,10 +68,13 @@ def parse(name: str, function, arguments: list[str]):
         with unpaged_help(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             fire.Fire(note, arguments, f"{PROGRAM} {name}")
     except fire.core.FireExit as stop:
-        text = re.sub(r"\AINFO: .*\n\n", "", said.getvalue())
+        text = re.sub(r"\AINFO: .*\n\n", "", said.getvalue()).replace(f"'{PROGRAM} {name}'", f"{PROGRAM} {name}")
         if stop.code:
             raise NotUnderstood(_complaint(text)) from None
         return text
+    given = inspect.signature(function).bind(*calls[0].args, **calls[0].keywords).arguments
+    if given.get("config") is True:
+        raise NotUnderstood("--config needs the name of a file")
     return calls[0]
 
 
@@ -78,6 +82,9 @@ def _complaint(text: str) -> str:
     "The reason in Fire's complaint, without its usage text."
     first = next(line for line in text.splitlines() if line.startswith("ERROR"))
     found = re.search(r"(?:consume arg|find key): (.*)", first)
+    missing = re.search(r"required argument: (\w+)", first)
+    if missing:
+        return f"--{missing[1]} is missing"
     return f"{found[1]}: no such option or argument" if found else first.removeprefix("ERROR: ")
 
 # %% ../nbs/71_cli.ipynb #c008
@@ -134,9 +141,6 @@ def call(job, debug: bool = False) -> int:
 def cli(argv: list[str], functions: dict) -> int:
     "Understand a command line and do what it says; return the exit code."
     debug, argv = "--debug" in argv, [a for a in argv if a != "--debug"]
-    if argv in (["--version"], ["-V"]):
-        print(f"{PROGRAM} {__version__}")
-        return 0
     if not argv or argv in (["help"], ["--help"], ["-h"]):
         print(overview(functions))
         return 0
@@ -159,5 +163,8 @@ def _interrupt(signum, frame):
 
 def main() -> None:
     "Entry point of the program `tract7dt`."
+    if sys.argv[1:] in (["--version"], ["-V"]):
+        print(f"{PROGRAM} {__version__}")
+        return
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(cli(sys.argv[1:], commands()))
