@@ -31,10 +31,10 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	@echo "Running all tests: package, notebooks, agreement of notebooks and modules"
-	python -m pytest -n 2 --dist worksteal
+	python -m pytest -n 2 --dist loadgroup
 
 test-slow: .venv/.installed
-	python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+	python -m pytest -n 2 --dist loadgroup -m 'slow or not slow'
 
 notebooks: .venv/.installed
 	python tools/notebooks.py
