@@ -19,7 +19,7 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit("tract7dt needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q uv
-	.venv/bin/uv pip install -q --python .venv/bin/python -e '.[dev]'
+	.venv/bin/uv pip install -q --python .venv/bin/python -e '.[dev]' || .venv/bin/pip install -q -e '.[dev]'
 	@touch $@
 
 demo: .venv/.installed
