@@ -14,7 +14,6 @@ import numpy as np
 from astropy.io import fits
 from astropy.stats import SigmaClip
 from astropy.utils.exceptions import AstropyUserWarning
-from photutils.psf import EPSFBuilder, EPSFStar, EPSFStars
 
 from .bandfit import BandFit, BandStars, cleaned_stamps
 from .core import offsets
@@ -47,6 +46,8 @@ def stack_stars(images, dx, dy, settings) -> np.ndarray:
     ValueError
         If the builder can use none of the stars.
     """
+    from photutils.psf import EPSFBuilder, EPSFStar, EPSFStars
+
     half = images.shape[1] // 2
     stars = EPSFStars([EPSFStar(image, cutout_center=(half + x, half + y)) for image, x, y in zip(images, dx, dy)])
     builder = EPSFBuilder(
