@@ -25,8 +25,8 @@ def field(tmp_path):
     return Field(tmp_path)
 
 
-def augmented(field, **zp):
-    cfg = field.cfg(zp=dict(enabled=True, gaia_mag_min=8, gaia_mag_max=18) | zp)
+def augmented(field, patch_run=None, **zp):
+    cfg = field.cfg(zp=dict(enabled=True, gaia_mag_min=8, gaia_mag_max=18) | zp, patch_run=patch_run or {})
     return augment_gaia(load_inputs(cfg), cfg)
 
 
@@ -88,15 +88,17 @@ class TestRows:
         assert list(tile.catalog.gaia_source_id) == ["", str(BIG + 1), str(BIG)]
         assert list(tile.catalog._is_injected_gaia) == [False, False, True]
 
-    def test_saturated_stars_are_not_injected(self, field):
+    @pytest.mark.parametrize("model_saturated", [True, False])
+    def test_saturated_stars_are_injected_only_to_be_modelled(self, field, model_saturated):
         image = noise()
         image[50, 50] = 5000
         field.image("m400", image)
         field.catalog(rows_at([(120, 80), (52, 50)]))
         field.gaia(stars_at([(60, 50), (52, 50), (120, 30)]))
-        tile = augmented(field)
-        assert list(tile.catalog.gaia_source_id) == ["", str(BIG + 1), str(BIG + 2)]
-        assert list(tile.catalog.excluded_reason) == ["", "saturation", ""]
+        tile = augmented(field, patch_run=dict(model_saturated=model_saturated))
+        extra = model_saturated * 1
+        assert list(tile.catalog.gaia_source_id) == ["", str(BIG + 1)] + [str(BIG)] * extra + [str(BIG + 2)]
+        assert list(tile.catalog.excluded_reason) == ["", "saturation"] + ["saturation"] * extra + [""]
 
     def test_injected_rows(self, field):
         field.catalog(rows_at([(120, 80)], count=7, note="NA", good=True, FLUX_m400=0.0))

@@ -123,15 +123,15 @@ def fill_matched(catalog: pd.DataFrame, stars: pd.DataFrame, rows, found, bands,
     return catalog, count
 
 # %% ../nbs/20_gaia.ipynb #c015
-def injected_rows(stars: pd.DataFrame, x, y, tile: Tile, pos_err: float | None) -> pd.DataFrame:
-    "Catalog rows for stars at positions `x`, `y` of the working frame."
+def injected_rows(stars: pd.DataFrame, x, y, saturated, tile: Tile, pos_err: float | None) -> pd.DataFrame:
+    "Catalog rows for stars at positions `x`, `y` of the working frame; `saturated` ones are excluded from the measurement."
     text = pd.Series(stars["source_id"].to_numpy(), dtype=str)
     rows = pd.DataFrame(dict(ID="gaia_" + text, RA=stars["ra"].to_numpy(), DEC=stars["dec"].to_numpy(), TYPE="STAR", gaia_source_id=text))
     for band in tile.band_names:
         rows[f"FLUX_{band}"] = np.nan_to_num(star_fluxes(stars, band, tile.zp_ref))
     if pos_err is not None:
         rows["POS_ERR"] = pos_err
-    state = exclusion(rows, x, y, np.zeros(len(rows), bool), tile.bands[0])
+    state = exclusion(rows, x, y, saturated, tile.bands[0])
     return rows.assign(**state, x_pix_white=x, y_pix_white=y, _is_injected_gaia=True)
 
 
@@ -174,13 +174,18 @@ def select_stars(table: pd.DataFrame, tile: Tile, zp) -> Selection:
     return Selection(box, bright[inside].reset_index(drop=True), x[inside], y[inside])
 
 
-def to_inject(selection: Selection, found, tile: Tile, cut) -> np.ndarray:
-    "Indices of stars that become new rows: not matched, not yet in the catalog by name, not near saturated pixels."
+def to_inject(selection: Selection, found, tile: Tile, cfg) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of stars that become new rows, and which of them (bool) are too close to saturated pixels to be measured.
+
+    Stars that were matched, or that the catalog has by name, are left out; those near saturated pixels too, unless
+    `patch_run.model_saturated` has use for their wings.
+    """
     matched = np.isin(np.arange(len(selection.stars)), found)
     named = ("gaia_" + selection.stars["source_id"]).isin(tile.catalog["ID"]).to_numpy()
-    saturated = near_saturation(tile.bands, tile.saturated, selection.x, selection.y, cut)
+    saturated = near_saturation(tile.bands, tile.saturated, selection.x, selection.y, cfg.source_saturation_cut)
     log.info("%d Gaia stars not in the catalog, %d of them too close to saturated pixels", (~matched & ~named).sum(), (~matched & ~named & saturated).sum())
-    return np.flatnonzero(~matched & ~named & ~saturated)
+    new = np.flatnonzero(~matched & ~named & (~saturated | cfg.patch_run.model_saturated))
+    return new, saturated[new]
 
 # %% ../nbs/20_gaia.ipynb #c019
 def augment_gaia(tile: Tile, cfg) -> Tile:
@@ -208,11 +213,11 @@ def augment_gaia(tile: Tile, cfg) -> Tile:
         return tile
     rows, found = match_rows(tile.catalog, selection.stars, cfg.zp.match_radius_arcsec)
     catalog, filled = fill_matched(tile.catalog, selection.stars, rows, found, tile.band_names, tile.zp_ref)
-    new = to_inject(selection, found, tile, cfg.source_saturation_cut)
+    new, saturated = to_inject(selection, found, tile, cfg)
     log.info("%d rows matched within %g arcsec, %d start fluxes filled; %d stars %s", len(rows), cfg.zp.match_radius_arcsec, filled, len(new),
              "injected" if cfg.zp.inject_gaia_sources else "could be injected (zp.inject_gaia_sources is off)")
     if cfg.zp.inject_gaia_sources and len(new):
-        added = injected_rows(selection.stars.iloc[new], selection.x[new], selection.y[new], tile, cfg.zp.gaia_pos_err_pix)
+        added = injected_rows(selection.stars.iloc[new], selection.x[new], selection.y[new], saturated, tile, cfg.zp.gaia_pos_err_pix)
         catalog = append_rows(catalog, added)
     return replace(tile, catalog=catalog, gaia_box=selection.box)
 

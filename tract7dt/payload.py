@@ -49,7 +49,7 @@ class BandCut:
 
 @dataclass(frozen=True)
 class Payload:
-    "A patch ready to be fitted: its boxes, its pixels in all bands, the sources inside its region of interest."
+    "A patch ready to be fitted: its boxes, its pixels in all bands, the sources whose light is in its region of interest."
     patch: Patch
     bands: tuple[BandCut, ...]
     sources: pd.DataFrame
@@ -60,16 +60,16 @@ class Payload:
         return ~self.sources["_is_halo_source"] & ~self.sources["excluded_any"]
 
 # %% ../nbs/31_payload.ipynb #c007
-def choose_sources(catalog: pd.DataFrame, patch: Patch, model_saturated: bool = True) -> pd.DataFrame:
+def choose_sources(catalog: pd.DataFrame, patch: Patch, reach: int = 0, model_saturated: bool = True) -> pd.DataFrame:
     """Rows of the tile's catalog that take part in the fit of `patch`, with their positions in the ROI.
 
-    The internal column `_is_halo_source` is True for those outside the base box.
+    Sources up to `reach` pixels outside the ROI take part. The internal column `_is_halo_source` is True for those
+    outside the base box.
     """
     takes_part = ~catalog["excluded_any"]
     if model_saturated:
         takes_part |= catalog["excluded_saturation"] & ~catalog["excluded_crop"]
-    x, y = catalog["x_pix_white"], catalog["y_pix_white"]
-    rows = takes_part & patch.roi.contains(x, y)
+    rows = takes_part & patch.roi.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])
     sources = catalog[rows].reset_index(drop=True)
     return sources.assign(
         x_pix_patch=sources["x_pix_white"] - patch.roi.x0,
@@ -96,7 +96,8 @@ def build_patch_inputs(tile, patches: list[Patch], cfg):
 
     Patches whose base box holds no active source are left out when `patch_inputs.skip_empty_patch` is on.
     """
-    tables = {p: choose_sources(tile.catalog, p, cfg.patch_run.model_saturated) for p in patches}
+    reach = cfg.epsf.final_psf_size // 2
+    tables = {p: choose_sources(tile.catalog, p, reach, cfg.patch_run.model_saturated) for p in patches}
     if cfg.patch_inputs.skip_empty_patch:
         tables = {p: t for p, t in tables.items() if (~t["_is_halo_source"] & ~t["excluded_any"]).any()}
     for strip_patches in _strips(list(tables)):
