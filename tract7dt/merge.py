@@ -23,8 +23,8 @@ from .sky import to_sky
 log = logging.getLogger(__name__)
 
 # %% ../nbs/52_merge.ipynb #c007
-def join_fits(catalog: pd.DataFrame, patches: list[pd.DataFrame], bands) -> pd.DataFrame:
-    """Left join of the tile's catalog with the patch catalogs.
+def join_fits(catalog: pd.DataFrame, fits: pd.DataFrame, bands) -> pd.DataFrame:
+    """Left join of the tile's catalog with the sources that patches measured.
 
     Fit columns appear in their declared order; a user's column of the same name as one of ours gives way.
 
@@ -34,7 +34,6 @@ def join_fits(catalog: pd.DataFrame, patches: list[pd.DataFrame], bands) -> pd.D
         If a source was measured by more than one patch.
     """
     declared = [c.name for c in fit_columns(bands)]
-    fits = pd.concat(patches, ignore_index=True) if patches else pd.DataFrame({"ID": pd.Series(dtype=str)})
     twice = fits["ID"][fits["ID"].duplicated()]
     if len(twice):
         raise UserError(f"patch catalogs: {len(twice)} sources appear in more than one patch ({list_some(twice)}); fit the patches anew")
@@ -74,7 +73,7 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 # %% ../nbs/52_merge.ipynb #c013
-def merge_catalogs(catalog: pd.DataFrame, patches: list[pd.DataFrame], wcs, bands, spelling: dict[str, str] | None = None,
+def merge_catalogs(catalog: pd.DataFrame, fits: pd.DataFrame, wcs, bands, spelling: dict[str, str] | None = None,
                    has_ids: bool = True) -> pd.DataFrame:
     """The final catalog, without magnitudes.
 
@@ -82,8 +81,8 @@ def merge_catalogs(catalog: pd.DataFrame, patches: list[pd.DataFrame], wcs, band
     ----------
     catalog : DataFrame
         The tile's catalog after augmentation, one row per source.
-    patches : list of DataFrame
-        Catalogs of the fitted patches.
+    fits : DataFrame
+        The sources that all patches measured.
     wcs : astropy.wcs.WCS
         WCS of the working frame.
     bands : names of the bands, in order
@@ -93,7 +92,7 @@ def merge_catalogs(catalog: pd.DataFrame, patches: list[pd.DataFrame], wcs, band
         Whether the IDs are the user's; row numbers that stood in for them are dropped.
     """
     bands = list(bands)
-    table = join_fits(catalog, patches, bands)
+    table = join_fits(catalog, fits, bands)
     declared = fit_columns(bands)
     empty = {c.name: np.nan for c in declared if c.name not in table}
     table = as_declared(table.assign(**empty), declared)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'NOT_THE_FIT', 'fit_fingerprint', 'patch_meta', 'optimizer_summary', 'patch_log', 'is_done', 'PatchDone',
            'attempt', 'draw_patch', 'run_patch', 'make_executor', 'RunSummary', 'collect', 'retry_alone', 'run_patches',
-           'read_patch_catalogs', 'typed_fits']
+           'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c002
 import hashlib
@@ -236,8 +236,8 @@ def _log_summary(summary: RunSummary, layout: Layout) -> None:
         log.warning("no overview of %s (%s)", list_some(undrawn), summary.done[undrawn[0]].picture_problem)
 
 
-def read_patch_catalogs(layout: Layout, cfg, tags) -> list[pd.DataFrame]:
-    """Catalogs of the patches `tags`; others that match `merge.pattern` are left alone, with a warning.
+def read_patch_catalogs(layout: Layout, cfg, tags) -> pd.DataFrame:
+    """The catalogs of the patches `tags`, below each other; others that match `merge.pattern` are left alone, with a warning.
 
     Raises
     ------
@@ -251,9 +251,5 @@ def read_patch_catalogs(layout: Layout, cfg, tags) -> list[pd.DataFrame]:
     stale = sorted(p.name for p in found - wanted)
     if stale:
         log.warning("%d patch catalogs of an earlier run are ignored: %s", len(stale), list_some(stale, 3))
-    return [typed_fits(read_csv(path)) for path in sorted(wanted & found)]
-
-
-def typed_fits(table: pd.DataFrame) -> pd.DataFrame:
-    "A patch catalog read as text, with its declared columns in their types."
+    table = pd.concat([read_csv(path) for path in sorted(wanted & found)], ignore_index=True)
     return as_declared(table, all_columns(fitted_bands(table)))
