@@ -113,9 +113,9 @@ def check_ids(table: pd.DataFrame, path: Path, problems: Problems) -> None:
     empty = table["ID"].str.strip() == ""
     if empty.any():
         problems.error(f"{path}: empty ID in rows {list_some(np.flatnonzero(empty) + 1)}; make IDs unique")
-    repeated = table["ID"].duplicated(keep=False) & ~empty
+    repeated = table["ID"].str.strip().duplicated(keep=False) & ~empty
     rows = np.flatnonzero(repeated) + 1
-    groups = [f"{i!r} in rows {list_some(rows[where])}" for i, where in table[repeated].groupby("ID", sort=False).indices.items()]
+    groups = [f"{i!r} in rows {list_some(rows[where])}" for i, where in table[repeated].groupby(table["ID"].str.strip(), sort=False).indices.items()]
     if groups:
         problems.error(f"{path}: duplicate ID {list_some(groups)}; make IDs unique")
 
@@ -246,7 +246,9 @@ def _typed_table(table: pd.DataFrame, bands) -> pd.DataFrame:
     "Reserved columns as floats or text, others as `typed` sees fit."
     floats = set(reserved_names(bands)) - set(TEXT_ONLY)
     columns = {c: to_float(table[c]) if c in floats else table[c] if c in TEXT_ONLY else typed(table[c]) for c in table}
-    if "ID" not in columns:
+    if "ID" in columns:
+        columns["ID"] = columns["ID"].str.strip()
+    else:
         columns["ID"] = pd.Series([f"{i:06d}" for i in range(len(table))], dtype=str)
     if "TYPE" in columns:
         columns["TYPE"] = normal_type(columns["TYPE"])

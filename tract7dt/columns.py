@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INPUT_COLUMNS', 'STATE_COLUMNS', 'PATCH_COLUMNS', 'BAND_COLUMNS', 'FINAL_COLUMNS', 'MAG_COLUMNS', 'INTERNAL_COLUMNS',
-           'Column', 'all_columns', 'expand', 'fit_columns', 'as_declared', 'fitted_bands', 'describe']
+           'Column', 'result_columns', 'all_columns', 'expand', 'fit_columns', 'as_declared', 'fitted_bands',
+           'describe']
 
 # %% ../nbs/05_columns.ipynb #c002
 import re
@@ -132,10 +133,15 @@ MAG_COLUMNS = _columns(
     ("MAGERR_{band}_fit", "float", "mag", "error of the magnitude in {band}, zero point included"),
 )
 
+def result_columns(bands) -> list[Column]:
+    "Every column that the program writes, for catalogs with these bands."
+    groups = (STATE_COLUMNS, PATCH_COLUMNS, BAND_COLUMNS, FINAL_COLUMNS, MAG_COLUMNS)
+    return [column for group in groups for column in expand(group, bands)]
+
+
 def all_columns(bands) -> list[Column]:
     "Every declared column of a catalog with these bands."
-    groups = (INPUT_COLUMNS, STATE_COLUMNS, PATCH_COLUMNS, BAND_COLUMNS, FINAL_COLUMNS, MAG_COLUMNS)
-    return [column for group in groups for column in expand(group, bands)]
+    return expand(INPUT_COLUMNS, bands) + result_columns(bands)
 
 
 INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia")
@@ -183,7 +189,8 @@ def as_declared(table: pd.DataFrame, columns) -> pd.DataFrame:
 
 def fitted_bands(table: pd.DataFrame) -> list[str]:
     "Bands that a final catalog has fitted fluxes of, in its order."
-    return [found[1] for found in map(re.compile(r"FLUX_(.+)_fit").fullmatch, table.columns) if found]
+    found = map(re.compile(r"FLUX_(.+)_fit").fullmatch, table.columns)
+    return [f[1] for f in found if f and f"FLUXERR_{f[1]}_fit" in table]
 
 
 def describe(table: pd.DataFrame, bands) -> dict[str, Column]:

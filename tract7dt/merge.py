@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 from .columns import (FINAL_COLUMNS, INTERNAL_COLUMNS, STATE_COLUMNS, all_columns, as_declared,
                               describe, fit_columns, fitted_bands)
@@ -129,18 +129,38 @@ def write_catalog(table: pd.DataFrame, path: Path, bands) -> None:
 
 
 def _with_units(table: pd.DataFrame, bands) -> Table:
-    "An astropy table in which declared columns have units and descriptions; text without a value is empty."
-    text = {c: table[c].astype(object).where(table[c].notna(), "").astype(str).to_numpy(str)
-            for c in table if not (pd.api.types.is_numeric_dtype(table[c]) or pd.api.types.is_bool_dtype(table[c]))}
-    out = Table.from_pandas(table.drop(columns=list(text)))
-    for name, values in text.items():
-        out[name] = values
-    out = out[list(table.columns)]
+    "An astropy table in which declared columns have units and descriptions."
+    out = Table({name: _writable(table[name]) for name in table})
     for name, column in describe(table, bands).items():
         out[name].description = column.description
         if column.unit:
             out[name].unit = _UNITS.get(column.unit, column.unit)
     return out
+
+
+def _writable(values: pd.Series) -> np.ndarray:
+    "A column that every format can hold: UTF-8 text, numbers, and, where values are missing, masked integers."
+    if pd.api.types.is_float_dtype(values):
+        return values.to_numpy(float, na_value=np.nan)
+    if pd.api.types.is_integer_dtype(values) or pd.api.types.is_bool_dtype(values):
+        missing = values.isna().to_numpy(bool)
+        is_flag = pd.api.types.is_bool_dtype(values)
+        filled = values.astype("Int64").fillna(-1).to_numpy(np.int16 if is_flag else np.int64)
+        return MaskedColumn(filled, mask=missing, fill_value=-1) if missing.any() else values.to_numpy(bool if is_flag else np.int64)
+    text = values.astype(object).where(values.notna(), "").astype(str).to_numpy(str)
+    return np.char.encode(text, "utf-8") if len(text) else np.zeros(0, "S1")
+
+
+def _readable(values) -> pd.Series:
+    "A column of a file as pandas holds it: text as str, integers with gaps as Int64."
+    data = np.ma.getdata(values)
+    mask = np.broadcast_to(np.ma.getmaskarray(values), data.shape)
+    if data.dtype.kind == "S":
+        return pd.Series(np.where(mask, "", np.char.decode(data, "utf-8")), dtype="str")
+    if data.dtype.kind in "UO":
+        return pd.Series(np.where(mask, "", data).astype(str), dtype="str")
+    plain = pd.Series(data.astype(data.dtype.newbyteorder("=")))
+    return plain.astype("Int64").mask(mask) if mask.any() and plain.dtype.kind in "iu" else plain
 
 
 def read_catalog(path: Path) -> pd.DataFrame:
@@ -155,6 +175,8 @@ def read_catalog(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path} does not exist; run the merge command first")
     if path.suffix in _FORMATS:
-        return Table.read(path, format=_FORMATS[path.suffix]).to_pandas(index=False)
-    table = read_csv(path)
+        stored = Table.read(path, format=_FORMATS[path.suffix])
+        table = pd.DataFrame({name: _readable(stored[name]) for name in stored.colnames})
+    else:
+        table = read_csv(path)
     return as_declared(table, all_columns(fitted_bands(table)))

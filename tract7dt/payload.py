@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gzip import GzipFile, decompress
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
@@ -136,7 +137,7 @@ def _patch_of(header: fits.Header) -> Patch:
 
 def _band_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
     image = fits.ImageHDU(cut.image, name=cut.name, ver=1)
-    image.header.update({"BAND": cut.name, "SCALE": cut.scale, "GAIN": cut.gain, "IMPATH": cut.path})
+    image.header.update({"BAND": cut.name, "SCALE": cut.scale, "GAIN": cut.gain, "IMPATH": quote(cut.path)})
     if cut.fwhm_pix is not None:
         image.header["FWHMPIX"] = cut.fwhm_pix
     hdus = [image, fits.ImageHDU(cut.mask, name="MASK", ver=index + 1)]
@@ -178,7 +179,7 @@ def read_payload(path: Path) -> Payload:
     with fits.open(BytesIO(decompress(Path(path).read_bytes()))) as hdus:
         images = [h for h in hdus if "BAND" in h.header]
         cuts = tuple(_cut_of(h, hdus, index + 1) for index, h in enumerate(images))
-        table = Table.read(hdus["SOURCES"], character_as_bytes=False)
+        table = Table.read(hdus["SOURCES"], character_as_bytes=True)
         return Payload(_patch_of(hdus[0].header), cuts, _frame_of(table))
 
 
@@ -187,7 +188,7 @@ def _cut_of(hdu, hdus, version: int) -> BandCut:
     sigma = header["SKYSIGMA"] if "SKYSIGMA" in header else _native(hdus["SIGMA", version].data)
     return BandCut(
         name=header["BAND"], image=_native(hdu.data), mask=np.array(hdus["MASK", version].data),
-        sky_sigma=sigma, scale=header["SCALE"], gain=header["GAIN"], fwhm_pix=header.get("FWHMPIX"), path=header["IMPATH"],
+        sky_sigma=sigma, scale=header["SCALE"], gain=header["GAIN"], fwhm_pix=header.get("FWHMPIX"), path=unquote(header["IMPATH"]),
     )
 
 
@@ -200,7 +201,7 @@ def _frame_of(table: Table) -> pd.DataFrame:
     columns = {}
     for name in table.colnames:
         values = np.ma.getdata(table[name])
-        columns[name] = values.astype(str) if values.dtype.kind in "SU" else _native(values)
+        columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else _native(values)
     return pd.DataFrame(columns)
 
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'NOT_THE_FIT', 'fit_fingerprint', 'patch_meta', 'optimizer_summary', 'patch_log', 'is_done', 'PatchDone',
-           'attempt', 'draw_patch', 'run_patch', 'make_executor', 'RunSummary', 'collect', 'retry_alone', 'run_patches',
-           'read_patch_catalogs']
+           'attempt', 'draw_patch', 'run_patch', 'make_executor', 'make_pool', 'RunSummary', 'collect', 'retry_lost',
+           'run_patches', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c002
 import hashlib
 import json
 import logging
 import multiprocessing
+import signal
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -130,11 +131,13 @@ def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     done = fit_fingerprint(file_fingerprint(path), psfs, cfg)
     if cfg.patch_run.resume and is_done(layout, tag, done):
         return PatchDone(tag, done, 0.0, skipped=True)
-    layout.patch_meta(tag).unlink(missing_ok=True)
+    for stale in (layout.patch_meta(tag), layout.patch_runner_log(tag), layout.patch_overview(tag)):
+        stale.unlink(missing_ok=True)
     with threadpool_limits(cfg.patch_run.threads_per_process):
         fit = fit_patch(payload, psfs, cfg)
     write_csv(layout.patch_catalog(tag), fit.measured)
     write_text(layout.patch_log(tag), patch_log(fit))
+    write_text(layout.patch_runner_log(tag), f"tract7dt {__version__}: {tag} fitted in {fit.seconds:.2f} s\n")
     write_json(layout.patch_meta(tag), patch_meta(fit, layout, cfg, done))
     problem = "" if cfg.patch_run.no_patch_overview else attempt(draw_patch, fit, layout, cfg.plotting.dpi)
     return PatchDone(tag, done, time.perf_counter() - start, skipped=False, picture_problem=problem)
@@ -151,9 +154,13 @@ def make_executor(settings, tasks: int):
     if settings.executor != "process":
         raise UserError(f"patch_run.executor: {settings.executor} is not available in this version; use process")
     workers = worker_count(settings.max_workers, tasks)
-    if workers == 1:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+    return ThreadPoolExecutor(1) if workers == 1 else make_pool(workers)
+
+
+def make_pool(workers: int) -> ProcessPoolExecutor:
+    "Processes that leave interruptions to the one that started them."
+    context = multiprocessing.get_context("forkserver")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 @dataclass(frozen=True)
@@ -175,29 +182,33 @@ class RunSummary:
 
 
 def collect(executor, tags, layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
-    "Run all patches on an executor; what was done and what was raised."
+    "Run all patches on an executor; what was done and what was raised. An interruption drops the patches not yet begun."
     done, raised = {}, {}
     with executor:
         jobs = {executor.submit(run_patch, tag, layout, cfg): tag for tag in tags}
-        for job in progress(as_completed(jobs), name="patches", total=len(jobs), unit="patches", logger=log):
-            failure = job.exception()
-            if failure is None:
-                done[jobs[job]] = job.result()
-            else:
-                raised[jobs[job]] = failure
+        try:
+            for job in progress(as_completed(jobs), name="patches", total=len(jobs), unit="patches", logger=log):
+                failure = job.exception()
+                if failure is None:
+                    done[jobs[job]] = job.result()
+                else:
+                    raised[jobs[job]] = failure
+        except KeyboardInterrupt:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
     return done, raised
 
 
-def retry_alone(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
-    "Give patches that were lost with a dead worker another try, each in a process of its own."
-    lost = [tag for tag, failure in raised.items() if isinstance(failure, BrokenProcessPool)]
-    done, still = {}, {tag: f for tag, f in raised.items() if tag not in lost}
-    for tag in lost:
-        alone = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
-        one_done, one_raised = collect(alone, [tag], layout, cfg)
-        done |= one_done
-        still |= one_raised
-    return done, still
+def retry_lost(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
+    "Give patches that were lost with a dead worker other tries: together with half the workers, then each alone."
+    done = {}
+    for workers in (max(1, worker_count(cfg.patch_run.max_workers) // 2), 1):
+        lost = [tag for tag, failure in raised.items() if isinstance(failure, BrokenProcessPool)]
+        for group in ([lost] if workers > 1 else [[tag] for tag in lost]):
+            one_done, one_raised = collect(make_pool(workers), group, layout, cfg)
+            done |= one_done
+            raised = {tag: f for tag, f in raised.items() if tag not in group} | one_raised
+    return done, raised
 
 
 def run_patches(layout: Layout, cfg) -> RunSummary:
@@ -210,9 +221,10 @@ def run_patches(layout: Layout, cfg) -> RunSummary:
     UserError
         If there are no payloads, or if they belong to another configuration.
     """
-    tags = require_payloads(layout, cfg)
+    tags = require_payloads(layout, cfg).payloads
+    record_fits(layout, cfg, None)
     done, raised = collect(make_executor(cfg.patch_run, len(tags)), tags, layout, cfg)
-    more, raised = retry_alone(raised, layout, cfg)
+    more, raised = retry_lost(raised, layout, cfg)
     summary = RunSummary(dict(sorted((done | more).items())), {tag: _describe(raised[tag]) for tag in sorted(raised)})
     for tag, failure in raised.items():
         write_text(layout.patch_runner_log(tag), "".join(traceback.format_exception(failure)))
@@ -236,20 +248,18 @@ def _log_summary(summary: RunSummary, layout: Layout) -> None:
         log.warning("no overview of %s (%s)", list_some(undrawn), summary.done[undrawn[0]].picture_problem)
 
 
-def read_patch_catalogs(layout: Layout, cfg, tags) -> pd.DataFrame:
-    """The catalogs of the patches `tags`, below each other; others that match `merge.pattern` are left alone, with a warning.
+def read_patch_catalogs(layout: Layout, cfg, fits: dict[str, str]) -> pd.DataFrame:
+    """The catalogs of the finished `fits` (fingerprints by patch tag), below each other.
 
-    Raises
-    ------
-    UserError
-        If there is no patch catalog at all.
+    Files that match `merge.pattern` but belong to no such fit are left alone, with a warning.
     """
-    wanted = {layout.patch_catalog(tag) for tag in tags}
+    wanted = {layout.patch_catalog(tag) for tag, done in fits.items() if is_done(layout, tag, done)}
     found = set(layout.tractor_out_dir.rglob(cfg.merge.pattern))
-    if not wanted & found:
-        raise UserError(f"{layout.tractor_out_dir}: no patch catalogs match merge.pattern {cfg.merge.pattern!r}; run run-patches first")
-    stale = sorted(p.name for p in found - wanted)
-    if stale:
-        log.warning("%d patch catalogs of an earlier run are ignored: %s", len(stale), list_some(stale, 3))
-    table = pd.concat([read_csv(path) for path in sorted(wanted & found)], ignore_index=True)
+    other = sorted(path.name for path in found - wanted)
+    if other:
+        log.warning("%d patch catalogs of other runs are ignored: %s", len(other), list_some(other, 3))
+    if len(wanted & found) < len(fits):
+        log.warning("%d fitted patches have lost their catalog, or merge.pattern %r leaves it out; run run-patches again", len(fits) - len(wanted & found), cfg.merge.pattern)
+    tables = [read_csv(path) for path in sorted(wanted & found)]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"ID": pd.Series(dtype=str)})
     return as_declared(table, all_columns(fitted_bands(table)))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'STRIP_ROWS', 'BYTES_PER_STRIP_PIXEL', 'Tile', 'add_bright', 'Stack', 'strips', 'stack_strip', 'stack_bands',
            'stack_workers', 'near_pixels', 'near_saturation', 'saturated_pixels', 'locate', 'exclusion', 'add_state',
-           'check_overlap', 'check_inputs', 'calibrate_weights', 'check_pixels', 'load_inputs', 'write_wcs']
+           'drop_result_columns', 'check_overlap', 'check_inputs', 'calibrate_weights', 'check_pixels', 'load_inputs',
+           'write_wcs']
 
 # %% ../nbs/12_tile.ipynb #c002
 import logging
@@ -13,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 from .catalog import Catalog, read_catalog, valid_coordinates
+from .columns import INTERNAL_COLUMNS, result_columns
 from .errors import Problems, list_some
 from .files import Layout, atomic_path
 from .frames import Band, BandPixels, MaskBit, relative_factor
@@ -235,7 +238,16 @@ def add_state(table: pd.DataFrame, x, y, saturated: np.ndarray, band: Band) -> p
     state = exclusion(table, x, y, saturated, band)
     state["gaia_source_id"] = pd.Series("", index=table.index, dtype=str)
     state["x_pix_white"], state["y_pix_white"], state["_is_injected_gaia"] = x, y, False
-    return pd.concat([table.drop(columns=state.columns, errors="ignore"), state], axis=1)
+    return pd.concat([table, state], axis=1)
+
+
+def drop_result_columns(table: pd.DataFrame, bands, path: Path) -> pd.DataFrame:
+    "The catalog without columns named like those that the program writes: an earlier output, used as input."
+    ours = {c.name for c in result_columns([b.name for b in bands])} | set(INTERNAL_COLUMNS)
+    clashes = [c for c in table if c in ours]
+    if clashes:
+        log.warning("%s: columns named like results are replaced: %s", path, list_some(clashes))
+    return table.drop(columns=clashes)
 
 # %% ../nbs/12_tile.ipynb #c023
 def check_overlap(table: pd.DataFrame, bands, path, problems: Problems) -> None:
@@ -296,9 +308,10 @@ def load_inputs(cfg) -> Tile:
     stack = stack_bands(bands, stack_workers(cfg.performance, bands[0].crop.shape))
     check_pixels(bands, stack.finite)
     clock.append(time.perf_counter())
-    x, y = locate(catalog.table, bands)
+    table = drop_result_columns(catalog.table, bands, cfg.inputs.input_catalog)
+    x, y = locate(table, bands)
     saturated = near_saturation(bands, stack.saturated, x, y, cfg.source_saturation_cut)
-    table = add_state(catalog.table, x, y, saturated, bands[0])
+    table = add_state(table, x, y, saturated, bands[0])
     clock.append(time.perf_counter())
     _report(bands, stack, table, np.diff(clock))
     return Tile(bands, bands[0].working_wcs, bands[0].crop.shape, cfg.image_scaling.zp_ref, stack.white, stack.sigma, stack.saturated,

@@ -170,8 +170,6 @@ outputs:
 
 crop:
   margin: {margin}                         # the simulated frame has no ragged edge; real coadds want more
-  display_downsample: 1
-  post_crop_display_downsample: 1
 
 overlay:
   downsample_full: 1
