@@ -108,7 +108,7 @@ def band_columns(result: FitResult, psfs: dict[str, PatchPSF]) -> dict[str, obje
     columns = {}
     for b, (band, psf) in enumerate(psfs.items()):
         columns |= {name.format(band): values[:, b] for name, values in per_source.items()}
-        columns |= {f"sky_{band}_fit": result.sky[b], f"psf_source_{band}": psf.source, f"psf_eps_pred_{band}": psf.eps_pred}
+        columns |= {f"sky_{band}_fit": result.source_sky[:, b], f"psf_source_{band}": psf.source, f"psf_eps_pred_{band}": psf.eps_pred}
     return columns
 
 

@@ -97,7 +97,7 @@ def unavailable(cfg: Config) -> list[str]:
     "Settings that ask for something that this version cannot do, a line each."
     run, refused = cfg.patch_run, []
     for key, value, allowed in (
-        ("engine", run.engine, "native"), ("executor", run.executor, "process"), ("profiles", run.profiles, "exact"),
+        ("engine", run.engine, "native"), ("executor", run.executor, "process"),
         ("psf_model", run.psf_model, "pixelized"), ("psf_fallback_model", run.psf_fallback_model, "moffat"),
         ("enable_multi_band_simultaneous_fitting", run.enable_multi_band_simultaneous_fitting, True),
     ):

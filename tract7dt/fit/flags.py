@@ -36,6 +36,7 @@ FLAGS = (
     FlagInfo("centre_outside", False, "the fitted centre lies outside the image"),
     FlagInfo("mostly_masked", False, "more than half of the profile is masked or outside in a band with data"),
     FlagInfo("start_clipped", False, "a start value was outside the range of the model and was clipped into it"),
+    FlagInfo("near_unmodelled", False, "bright light that belongs to no source in the list was found within its footprint and ignored"),
 )
 
 # %% ../../nbs/40_flags.ipynb #c007

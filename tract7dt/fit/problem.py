@@ -178,9 +178,16 @@ class FitOptions:
     pos_max_shift : float, pixels
         Half-width of the box a position may move in; infinite for no box.
     weak_priors : bool
-    profiles : "exact"
+    profiles : "exact" or "mixture"
+        Galaxy profiles: exact laws, or sums of Gaussians fitted to them.
     footprint_loss : float
         Light outside a source's footprint, as squared signal-to-noise over all bands.
+    max_group : int
+        Fields with more sources than this are cut into overlapping pieces that are fitted one after the other.
+    ignore_unmodelled : bool
+        Ignore bright pixels outside all footprints, so that sources missing in the list do not raise the sky.
+    covariance : bool
+        Also return the covariance between the bands of each source's fluxes.
     """
     max_iters: int = 20
     dlnp_stop: float = 0.01
@@ -188,12 +195,17 @@ class FitOptions:
     weak_priors: bool = True
     profiles: str = "exact"
     footprint_loss: float = 0.05
+    max_group: int = 80
+    ignore_unmodelled: bool = True
+    covariance: bool = False
 
     def __post_init__(self):
-        if self.profiles != "exact":
-            raise ValueError(f"profiles is {self.profiles!r}; the native engine offers 'exact'")
+        if self.profiles not in ("exact", "mixture"):
+            raise ValueError(f"profiles is {self.profiles!r}; the native engine offers 'exact' and 'mixture'")
         if not self.pos_max_shift > 0:
             raise ValueError(f"pos_max_shift is {self.pos_max_shift}; it must be positive (infinite for no box)")
+        if self.max_group < 1:
+            raise ValueError(f"max_group is {self.max_group}; it must be at least 1")
         if self.max_iters < 0:
             raise ValueError(f"max_iters is {self.max_iters}; it must not be negative")
 
@@ -256,9 +268,13 @@ class FitResult:
     Arrays [S]: x, y, re, ab, theta, n and their errors, flags (`FitFlag` bits), status (`FitStatus`), niters
     (iterations in which it had something to gain and tried to move), last_dlnp (gain in ln p that one more step promises).
     Arrays [S, B]: flux, flux_err, flux_err_cond, chi2, npix, fracflux, fracmasked.
-    Arrays [B]: sky, sky_err. model: float32 [B, H, W], sources plus sky.
+    Arrays [B]: sky, sky_err. source_sky [S, B]: the sky under each source. model: float32 [B, H, W], sources plus sky.
     at_bound: for each source the parameters at a limit, such as "pos.x@upper".
-    iterations: iterations of the whole fit; chi2_total: final chi-square of all good pixels [B].
+    iterations: iterations of the whole fit; chi2_total: final chi-square of all good pixels
+    [B], without those of unmodelled light.
+    pieces: into how many pieces the field was cut (`FitOptions.max_group`). A field in pieces has one sky for each; `sky` is
+    their mean then.
+    flux_cov: covariance of each source's fluxes [S, B, B], if `FitOptions.covariance` asked for it.
     """
     x: np.ndarray
     y: np.ndarray
@@ -289,6 +305,9 @@ class FitResult:
     model: np.ndarray
     chi2_total: np.ndarray
     iterations: int
+    source_sky: np.ndarray
+    pieces: int = 1
+    flux_cov: np.ndarray | None = None
 
     @property
     def converged(self) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXP_RATE', 'TRUNCATION', 'N_MIN', 'N_MAX', 'N_GRID', 'TABLE_SIZE', 'KAPPA_MAX', 'exponential_transform',
-           'sersic_rate', 'sersic_transform', 'SersicTable', 'sersic_table', 'profile_transform']
+           'sersic_rate', 'sersic_transform', 'SersicTable', 'sersic_table', 'radial_rows', 'interpolate',
+           'profile_transform']
 
 # %% ../../nbs/42_profiles.ipynb #c002
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from scipy.special import gammainc, j0, j1
 from .problem import Kind
 
 # %% ../../nbs/42_profiles.ipynb #c009
-EXP_RATE = (2 * np.pi / 1.6783469900166605)**2
+EXP_RATE = float((2 * np.pi / 1.6783469900166605)**2)
 
 # %% ../../nbs/42_profiles.ipynb #c010
 def exponential_transform(Q):
     """f and df/dQ of the exponential profile with unit flux and unit half-light radius."""
-    base = 1 + EXP_RATE * Q
-    f = base**-1.5
-    return f, -1.5 * EXP_RATE * f / base
+    inverse = 1 / (1 + EXP_RATE * Q)
+    f = inverse * np.sqrt(inverse)
+    return f, -1.5 * EXP_RATE * f * inverse
 
 # %% ../../nbs/42_profiles.ipynb #c013
 TRUNCATION = 8.0
@@ -99,9 +100,8 @@ def sersic_table() -> SersicTable:
     return SersicTable(CubicSpline(N_GRID, f).c, CubicSpline(N_GRID, slope).c)
 
 # %% ../../nbs/42_profiles.ipynb #c029
-def _rows(n: float) -> np.ndarray:
+def radial_rows(table: SersicTable, n: float) -> np.ndarray:
     "Radial tables of f, df/dQ and df/dn for index `n`, float32 [3, radial step]."
-    table = sersic_table()
     i = min(int((n - N_MIN) / 0.1), len(N_GRID) - 2)
     t = n - N_GRID[i]
     c, d = table.f[:, i], table.slope[:, i]
@@ -111,17 +111,20 @@ def _rows(n: float) -> np.ndarray:
     return np.array([f, slope, by_n], np.float32)
 
 # %% ../../nbs/42_profiles.ipynb #c030
-_fixed_rows = lru_cache(maxsize=4)(_rows)
+@lru_cache(maxsize=1)
+def _dev_rows() -> np.ndarray:
+    "Radial tables of f and df/dQ for n = 4."
+    return radial_rows(sersic_table(), 4.0)[:2]
 
 # %% ../../nbs/42_profiles.ipynb #c031
-def _interpolate(rows, Q):
+def interpolate(rows, Q):
     "Read radial tables at Q, linear in kappa / (1 + kappa)."
     kappa = np.sqrt(Q)
     s = kappa / (1 + kappa) * np.float32((TABLE_SIZE - 1) * (1 + KAPPA_MAX) / KAPPA_MAX)
-    index = np.minimum(s.astype(np.intp), TABLE_SIZE - 2)
+    index = np.minimum(s.astype(np.int32), TABLE_SIZE - 2)
     part = np.minimum(s - index, 1).astype(np.float32)
-    low = rows[:, index]
-    return low + part * (rows[:, index + 1] - low)
+    step = np.diff(rows, append=0)
+    return [row.take(index) + part * rise.take(index) for row, rise in zip(rows, step)]
 
 # %% ../../nbs/42_profiles.ipynb #c033
 def profile_transform(kind: int, n: float, Q):
@@ -144,5 +147,5 @@ def profile_transform(kind: int, n: float, Q):
     if kind == Kind.EXP:
         return *exponential_transform(Q), None
     if kind == Kind.DEV:
-        return *_interpolate(_fixed_rows(4.0)[:2], Q), None
-    return tuple(_interpolate(_rows(min(max(n, N_MIN), N_MAX)), Q))
+        return *interpolate(_dev_rows(), Q), None
+    return tuple(interpolate(radial_rows(sersic_table(), min(max(n, N_MIN), N_MAX)), Q))

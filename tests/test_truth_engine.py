@@ -1,0 +1,154 @@
+"""Is the engine right? Fluxes, positions, shapes and their errors on simulated fields with the true PSF.
+
+The small versions run always; their limits are the targets plus three standard errors of what is measured
+(3 / sqrt(2 N) for the width of N pulls, 3 sigma / sqrt(N) for a mean). The big ones are slow and have no such slack.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import truth
+from tract7dt.fit.flags import FitFlag
+from tract7dt.fit.native import fit
+from tract7dt.fit.problem import BandData, FitProblem, Kind, Sources
+
+BINS = {"5-20": (5, 20), "20-100": (20, 100), ">100": (100, np.inf)}
+WIDTHS = {Kind.STAR: (0.95, 1.05), Kind.EXP: (0.9, 1.1)}
+SEPARATIONS = ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0))
+DEEP = tuple(replace(camera, gain=camera.gain / 10) for camera in truth.CAMERAS)
+
+
+@lru_cache
+def lonely(kind: Kind, fields: int, deep: bool = False) -> pd.DataFrame:
+    "Isolated sources of S/N 5 to 500; `deep` has ten times less sky for the same photons."
+    with pytest.MonkeyPatch.context() as patch:
+        if deep:
+            patch.setattr(truth, "CAMERAS", DEEP)
+        return pd.concat([truth.measure(*truth.isolated(kind, field), (5, 500), field) for field in range(fields)])
+
+
+@lru_cache
+def blended(kinds: tuple[Kind, Kind], separation: tuple[float, float], fields: int, side_count: int) -> pd.DataFrame:
+    return pd.concat([truth.measure(*truth.pairs(kinds, *separation, field, side_count), (20, 300), field) for field in range(fields)])
+
+
+def between(table, low, high):
+    return table[(table.snr >= low) & (table.snr < high)]
+
+
+def inside(value, limits, slack=0.0):
+    return limits[0] - slack <= value <= limits[1] + slack
+
+
+@pytest.mark.parametrize("kind", [Kind.STAR, Kind.EXP])
+def test_isolated_small(kind):
+    table = lonely(kind, 5)
+    assert not table.flag.any() and np.isfinite(table.pull).all()
+    for name, limits in BINS.items():
+        rows = between(table, *limits)
+        slack = truth.width_slack(len(rows))
+        assert slack < 0.25
+        assert inside(rows.pull.std(), WIDTHS[kind], slack), name
+        assert inside(np.std([rows.pull_x, rows.pull_y]), (0.9, 1.15), slack), name
+        if limits[0] >= 20:
+            assert abs(rows.offset.mean()) < 0.005 + truth.mean_slack(rows.offset), name
+    if kind == Kind.EXP:
+        bright = between(table, 20, np.inf)
+        assert abs(bright.d_lnre.median()) < 0.02 + truth.median_slack(bright.d_lnre)
+        assert abs(bright.d_ab.median()) < 0.02 + truth.median_slack(bright.d_ab)
+
+
+@pytest.mark.parametrize("kinds, side_count", [((Kind.STAR, Kind.STAR), 5), ((Kind.STAR, Kind.EXP), 4), ((Kind.EXP, Kind.EXP), 3)],
+                         ids=["star+star", "star+exp", "exp+exp"])
+def test_pairs_small(kinds, side_count):
+    "Marginal errors are right in blends; the conditional ones, put to the same test, fail it by factors."
+    table = pd.concat([blended(kinds, separation, 1, side_count) for separation in SEPARATIONS])
+    closest = blended(kinds, SEPARATIONS[0], 1, side_count)
+    assert inside(table.pull.std(), (0.9, 1.1), truth.width_slack(len(table)))
+    assert inside(closest.pull.std(), (0.9, 1.1), truth.width_slack(len(closest)))
+    assert closest.pull_cond.std() > 2 and not inside(table.pull_cond.std(), (0.9, 1.1), truth.width_slack(len(table)))
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.text)
+def test_noiseless(kind):
+    "Without noise (and without priors, which would pull a little) the truth comes back to a thousandth."
+    table = truth.measure(*truth.isolated(kind, 0, side_count=2), (300, 3000), 0, noise=False, weak_priors=False)
+    assert table.offset.abs().max() < 1e-3
+    if kind != Kind.STAR:
+        assert table.d_lnre.abs().max() < 1e-3 and table.d_ab.abs().max() < 1e-3
+
+
+def test_a_wrong_psf_is_noticed(monkeypatch):
+    "The test of the tests: a PSF 3 % too wide makes fluxes wrong by more than all limits here."
+    stamps = truth.psf_stamp
+    monkeypatch.setattr(truth, "psf_stamp", lambda camera: stamps(replace(camera, fwhm=1.03 * camera.fwhm)))
+    rows = between(truth.measure(*truth.isolated(Kind.STAR, 0), (50, 500), 0), 20, np.inf)
+    assert abs(rows.offset.mean()) > 0.005 + truth.mean_slack(rows.offset)
+
+
+def missed(reason):
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+BIG = 105
+CASES = [pytest.param(kind, name, deep, id=f"{kind.text}-{name}{'-deep' * deep}") for deep in (False, True) for kind in WIDTHS for name in BINS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, name, deep", CASES)
+def test_widths_of_flux_pulls(kind, name, deep):
+    rows = between(lonely(kind, BIG, deep), *BINS[name])
+    assert len(rows) > 2000
+    assert inside(rows.pull.std(), WIDTHS[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_biases(kind):
+    table = lonely(kind, BIG)
+    for name in ("20-100", ">100"):
+        assert abs(between(table, *BINS[name]).offset.mean()) < 0.005
+    if kind == Kind.EXP:
+        bright = between(table, 20, np.inf)
+        assert abs(bright.d_lnre.median()) < 0.02 and abs(bright.d_ab.median()) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BINS)
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_widths_of_position_pulls(kind, name):
+    rows = between(lonely(kind, BIG), *BINS[name])
+    assert inside(np.std([rows.pull_x, rows.pull_y]), (0.9, 1.15))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("separation", SEPARATIONS, ids=str)
+@pytest.mark.parametrize("kinds", [(Kind.STAR, Kind.STAR), (Kind.STAR, Kind.EXP), (Kind.EXP, Kind.EXP)], ids=["star+star", "star+exp", "exp+exp"])
+def test_widths_in_pairs(kinds, separation, request):
+    if (kinds[0], *separation) == (Kind.EXP, 0.5, 1.0):
+        request.applymarker(missed("1.14 (1.24 in other fields; robust 1.05 to 1.12) for galaxies closer than the seeing: far from linear there"))
+    table = blended(kinds, separation, 8, 5)
+    assert inside(table.pull.std(), (0.9, 1.1))
+    assert table.pull_cond.std() > 1.25
+
+
+@pytest.mark.slow
+@missed("a bright star on a dark sky is called degenerate: its error is 30 times the conditional one by photon noise alone")
+def test_bright_stars_alone_carry_no_flag():
+    assert not lonely(Kind.STAR, BIG, deep=True).flag.any()
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="a source that drifts off the image keeps its window and loses its place")
+def test_sources_may_drift_off_the_image():
+    rng, camera = np.random.default_rng(0), truth.CAMERAS[0]
+    for _ in range(10):
+        image = rng.normal(0, 1, (60, 60))
+        image[:, 0] -= 3 * rng.normal()
+        band = BandData("m0", image, np.ones_like(image), truth.psf_stamp(camera))
+        result = fit(FitProblem([band], Sources([0, 1, 1], [-9 - rng.uniform(-2, 3), -10.5, 30], [30.0, 20, 30])))
+        assert np.isfinite(result.flux[2]).all() and FitFlag.FAILED not in FitFlag(result.flags[2])
