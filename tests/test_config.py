@@ -118,6 +118,13 @@ class TestOldFiles:
         (line,) = config_warnings(load_config(write(text)))
         assert key in line and cure in line
 
+    def test_options_of_parts_to_come_are_named_in_one_line(self, write):
+        text = "patch_run: {enable_staged_fit: false, cutout_start: 2}\ncrop: {plot_pre_crop: false}\nepsf: {residual_diag_max_stars: 9}"
+        (line,) = config_warnings(load_config(write(text)))
+        for key in ("crop.plot_pre_crop", "epsf.residual_diag_max_stars", "patch_run.cutout_start", "patch_run.enable_staged_fit"):
+            assert line.count(key) == 1
+        assert "No effect in this version." in template()
+
     def test_running_interpreter_is_not_worth_a_warning(self, write):
         for name in ("python", sys.executable, None):
             assert config_warnings(load_config(write(""), {"patch_run.python_exe": name})) == []

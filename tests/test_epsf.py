@@ -1,5 +1,6 @@
 """The ePSF against known truth: isolated stars, thin cells, damaged stamps, and the sample tile."""
 
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scipy.spatial import cKDTree
 from epsf_scene import FRAME, SKY, START, aberrated, aligned_truth, flux_error, image, isolated_stars, mixed_snr
 from tract7dt.configfile import load_config
 from tract7dt.epsf.bandfit import fit_band
-from tract7dt.epsf.build import build_epsf, effective_mode, idle_keys, list_sources, star_verdict, survey_task, write_epsf
+from tract7dt.epsf.build import band_pool, build_epsf, effective_mode, idle_keys, list_sources, star_verdict, survey_task, write_epsf
 from tract7dt.epsf.core import evaluate_grid
 from tract7dt.epsf.model import BandPSF, analytic_psf, enclosed_flux
 from tract7dt.epsf.others import with_stacks
@@ -284,7 +285,10 @@ def test_a_broken_band_is_recorded_and_leaves_nothing_behind(two_bands, config, 
     answer = psf_for_patch(layout, "m750", "r00_c00", 10, 10, config, 3.1)
     assert (answer.source, answer.fallback_reason) == ("analytic", "missing ePSF")
     answer = psf_for_patch(layout, "m500", "r00_c00", 10, 10, config, 3.1)
-    assert answer.fallback_reason.startswith("low-star ePSF (nstars_used=0")
+    found = (model.stars.reason == "too_few").sum()
+    assert answer.nstars_used == found < 3
+    assert answer.fallback_reason == (f"low-star ePSF (nstars_used={found} < min_epsf_nstars_for_use=2)" if found < 2 else
+                                      "low-star ePSF (the band has 2 stars, a model needs 3)")
 
 
 def test_given_psfs(two_bands, config, tmp_path):
@@ -319,3 +323,13 @@ def test_idle_keys_are_named(config):
     assert idle_keys(config.epsf) == []
     assert idle_keys(changed) == ["min_sep", "maxiters"]
     assert idle_keys(changed.model_copy(update={"builder": "photutils"})) == ["min_sep"]
+
+
+def test_an_interrupt_does_not_wait_for_queued_tasks():
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt), band_pool(2) as pool:
+        jobs = [pool.submit(time.sleep, 1.5) for _ in range(20)]
+        raise KeyboardInterrupt
+    while not jobs[-1].cancelled() and time.perf_counter() - start < 10:
+        time.sleep(0.05)
+    assert sum(job.cancelled() for job in jobs) > 10

@@ -1,6 +1,7 @@
 """Notebooks are the source: they run, they are clean, and the modules are what they export."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,24 @@ def test_notebook_is_light_and_without_stored_errors(notebook):
     assert notebook.stat().st_size < 1_000_000
     for cell in json.loads(notebook.read_text())["cells"]:
         assert all(out["output_type"] != "error" for out in cell.get("outputs", []))
+
+
+PRIVATE = re.compile(r"(?<!\w)(?<!\.)/(work|home|root|Users)/")
+
+
+def texts(cell: dict) -> list[str]:
+    """What a cell says in words: its source and its outputs, without pictures."""
+    outputs = cell.get("outputs", [])
+    data = [value for output in outputs for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
+    return ["".join(text) for text in [cell["source"], *data, *(output.get("text", "") for output in outputs)]]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+def test_notebook_has_no_path_of_one_machine(notebook):
+    """`python tools/notebooks.py --paths` removes them from stored outputs."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        found = [line for text in texts(cell) for line in text.splitlines() if str(ROOT) in line or PRIVATE.search(line)]
+        assert not found, found[0]
 
 
 def test_readme_is_the_twin_of_the_index():

@@ -1,17 +1,50 @@
 """Export all notebooks, run them, store their outputs and clean them: what to do before a commit.
 
     python tools/notebooks.py [NAME ...]     only these (part of a file name each), else all
+    python tools/notebooks.py --paths        only remove the folders of this machine from stored outputs
 """
 
+import json
 import multiprocessing
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 NOT_RUN = re.compile(r"^#\|\s*(eval:\s*false|slow|notest)", re.M)
+
+
+TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp[a-z0-9_]{{8}}(?![a-z0-9_])")
+
+
+def neutral(text: str) -> str:
+    """A stored text without the folders of this machine: the repository becomes `..`, a temporary folder `/tmp/work`."""
+    return TEMPORARY.sub("/tmp/work", text.replace(str(ROOT), ".."))
+
+
+def neutral_output(output: dict) -> None:
+    """Make the texts of a stored output neutral, in place; pictures stay as they are."""
+    data = output.get("data", {})
+    for holder, name in [(output, "text"), *((data, kind) for kind in data if not kind.startswith(("image/p", "image/j")))]:
+        if isinstance(holder.get(name), list):
+            holder[name] = [neutral(line) for line in holder[name]]
+        elif isinstance(holder.get(name), str):
+            holder[name] = neutral(holder[name])
+
+
+def neutral_file(path: Path) -> None:
+    """Make the stored outputs of a notebook neutral."""
+    before = path.read_text(encoding="utf-8")
+    notebook = json.loads(before)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            neutral_output(output)
+    after = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    if after != before:
+        path.write_text(after, encoding="utf-8")
 
 
 def run(path: Path) -> None:
@@ -26,11 +59,16 @@ def run(path: Path) -> None:
     shell = CaptureShell(path, mpl_format="png")
     shell.run_all(notebook, exc_stop=True, preproc=lambda cell: bool(NOT_RUN.search(cell.source)))
     write_nb(notebook, path)
+    neutral_file(path)
 
 
 def main(names: list[str]) -> int:
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     wanted = [p for p in notebooks if not names or any(n in p.name for n in names)]
+    if names == ["--paths"]:
+        for path in notebooks:
+            neutral_file(path)
+        return 0
     subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
     failed = []
     for path in wanted:

@@ -60,10 +60,10 @@ class Crop(Section):
     "Cutting the border off."
     enabled: Bool = key(True, "Cut a border off all images and flag the sources outside.")
     margin: Natural = key(500, "Width removed on each of the four sides.", "pix")
-    plot_pre_crop: Bool = key(True, "Write white_before_crop.png.")
-    plot_post_crop: Bool = key(True, "Write white_after_crop.png.")
-    display_downsample: Count = key(4, "Stride of the picture before the crop.", "factor")
-    post_crop_display_downsample: Count = key(4, "Stride of the picture after the crop.", "factor")
+    plot_pre_crop: Bool = key(True, "Write white_before_crop.png.", idle=True)
+    plot_post_crop: Bool = key(True, "Write white_after_crop.png.", idle=True)
+    display_downsample: Count = key(4, "Stride of the picture before the crop.", "factor", idle=True)
+    post_crop_display_downsample: Count = key(4, "Stride of the picture after the crop.", "factor", idle=True)
 
 # %% ../nbs/00a_config.ipynb #c011
 class Overlay(Section):
@@ -132,7 +132,7 @@ class Plotting(Section):
 class Performance(Section):
     "Resources for reading and stacking images."
     frame_prep_workers: Count | Auto = key("auto",
-        "Threads that load images; never more than images or CPUs.", "threads")
+        "Threads that load images; never more than images or CPUs.", "threads", idle=True)
     white_stack_workers: Count | Auto = key("auto",
         "Threads that make the white stack; never more than CPUs.", "threads")
     max_memory_gb: Positive | Auto = key("auto",
@@ -178,7 +178,7 @@ class Epsf(Section):
     recenter_boxsize: Annotated[OddSize, Ge(3)] = key(9, "Box in which the builder finds a star's centre.", "pix")
     final_psf_size: Annotated[OddSize, Ge(1)] = key(55,
         "Side of the stored stamp; also sets the halo of patches.", "pix", at_most="cutout_size")
-    save_star_montage_max: Count = key(100, "Stars shown in a montage.")
+    save_star_montage_max: Count = key(100, "Stars shown in a montage.", idle=True)
     background_subtract_patch: Bool = key(True, "Subtract a background map from each cell before the search for stars.")
     background_boxsize: Annotated[Int, Ge(8)] = key(96, "Mesh of the background map.", "pix")
     background_filtersize: Count = key(9, "Median filter of the background map.", "meshes")
@@ -191,12 +191,12 @@ class Epsf(Section):
         "Outer radius of the annulus.", "pix", above="star_local_bkg_annulus_rin_pix")
     star_local_bkg_sigma: Positive = key(3.0, "Clipping of the pixels in the annulus.", "sigma")
     star_local_bkg_minpix: Count = key(30, "With fewer pixels in the annulus nothing is subtracted.", "pix")
-    save_patch_background_diagnostics: Bool = key(True, "Write background_diagnostics.png.")
-    save_star_local_background_diagnostics: Bool = key(True, "Write star_local_background_diagnostics.png.")
-    diagnostics_show_colorbar: Bool = key(True, "Colour bars on the two background pictures.")
-    save_growth_curve: Bool = key(True, "Write epsf_growth_curve.png; its numbers are stored either way.")
-    save_residual_diagnostics: Bool = key(True, "Write epsf_residual_diagnostics.png.")
-    residual_diag_max_stars: Count = key(100, "Stars in the residual picture.")
+    save_patch_background_diagnostics: Bool = key(True, "Write background_diagnostics.png.", idle=True)
+    save_star_local_background_diagnostics: Bool = key(True, "Write star_local_background_diagnostics.png.", idle=True)
+    diagnostics_show_colorbar: Bool = key(True, "Colour bars on the two background pictures.", idle=True)
+    save_growth_curve: Bool = key(True, "Write epsf_growth_curve.png; its numbers are in meta.json.", idle=True)
+    save_residual_diagnostics: Bool = key(True, "Write epsf_residual_diagnostics.png.", idle=True)
+    residual_diag_max_stars: Count = key(100, "Stars in the residual picture.", idle=True)
     parallel_bands: Bool = key(True, "Bands in parallel processes.")
     max_workers: Count | Auto = key("auto", "Processes; auto = no more than bands or CPUs.", "processes")
 
@@ -242,8 +242,8 @@ class PatchRun(Section):
     dlnp_stop: NonNegative = key(0.01,
         "A source has converged when the predicted gain in ln p is below this; the native engine takes smaller "
         "values as 0.001.")
-    r_ap: Positive = key(5.0, "Aperture radius for start fluxes.", "pix")
-    eps_flux: Positive = key(1e-4, "Smallest start flux.", "scaled counts")
+    r_ap: Positive = key(5.0, "Kept for older files, which used aperture fluxes as start values.", "pix", idle=True)
+    eps_flux: Positive = key(1e-4, "Kept for older files, which had start fluxes.", "scaled counts", idle=True)
     sersic_n_init: Annotated[Real, Ge(0.29), Le(6.3)] = key(3.0,
         "Start value of the Sersic index when SERSIC_n is missing.")
     re_fallback_pix: Positive = key(3.0, "Start value of the effective radius when Re is missing.", "pix")
@@ -252,25 +252,25 @@ class PatchRun(Section):
     psf_fallback_model: Annotated[Literal["moffat", "ncircular_gaussian", "gaussian_mixture"], Lower] = key("moffat",
         "Form of the PSF elsewhere.")
     min_epsf_nstars_for_use: Natural = key(2, "An ePSF of fewer stars is not used; 0 = always used.")
-    ncircular_gaussian_n: Annotated[Int, Ge(1), Le(3)] = key(3, "Components of ncircular_gaussian.")
-    hybrid_psf_n: Count = key(9, "Gaussians inside the hybrid PSF.")
-    gaussian_mixture_n: Count = key(4, "Gaussians fitted to a stamp.")
+    ncircular_gaussian_n: Annotated[Int, Ge(1), Le(3)] = key(3, "Components of ncircular_gaussian.", idle=True)
+    hybrid_psf_n: Count = key(9, "Gaussians inside the hybrid PSF.", idle=True)
+    gaussian_mixture_n: Count = key(4, "Gaussians fitted to a stamp.", idle=True)
     fallback_default_fwhm_pix: Positive = key(4.0, "FWHM of the fallback PSF when the header gives none.", "pix")
-    fallback_stamp_radius_pix: AtLeastOne = key(25.0, "Stamp radius of gaussian_mixture.", "pix")
-    cutout_size: Annotated[Int, Ge(3)] = key(100, "Window of a source montage; the real side is 2*(size//2)+1.", "pix")
-    cutout_max_sources: Natural | None = key(None, "Montages per patch; null = all.")
-    cutout_start: Natural = key(0, "First source with a montage.")
-    cutout_data_p_lo: Percent = key(1.0, "Low display cut of data.", "percentile")
-    cutout_data_p_hi: Percent = key(99.0, "High display cut of data.", "percentile", above="cutout_data_p_lo")
-    cutout_model_p_lo: Percent = key(1.0, "Low display cut of models.", "percentile")
-    cutout_model_p_hi: Percent = key(99.0, "High display cut of models.", "percentile", above="cutout_model_p_lo")
-    cutout_resid_p_abs: Percent = key(99.0, "Symmetric display cut of residuals.", "percentile")
-    no_cutouts: Bool = key(False, "No source montages.")
+    fallback_stamp_radius_pix: AtLeastOne = key(25.0, "Stamp radius of gaussian_mixture.", "pix", idle=True)
+    cutout_size: Annotated[Int, Ge(3)] = key(100, "Window of a source montage; the real side is 2*(size//2)+1.", "pix", idle=True)
+    cutout_max_sources: Natural | None = key(None, "Montages per patch; null = all.", idle=True)
+    cutout_start: Natural = key(0, "First source with a montage.", idle=True)
+    cutout_data_p_lo: Percent = key(1.0, "Low display cut of data.", "percentile", idle=True)
+    cutout_data_p_hi: Percent = key(99.0, "High display cut of data.", "percentile", above="cutout_data_p_lo", idle=True)
+    cutout_model_p_lo: Percent = key(1.0, "Low display cut of models.", "percentile", idle=True)
+    cutout_model_p_hi: Percent = key(99.0, "High display cut of models.", "percentile", above="cutout_model_p_lo", idle=True)
+    cutout_resid_p_abs: Percent = key(99.0, "Symmetric display cut of residuals.", "percentile", idle=True)
+    no_cutouts: Bool = key(False, "No source montages.", idle=True)
     no_patch_overview: Bool = key(False, "No patch overview.")
     flag_maxiter_margin: Natural = key(0,
-        "A source that has not converged within n_opt_iters minus this is flagged.", "steps")
+        "Kept for older files: a source that has not converged within n_opt_iters is flagged.", "steps", idle=True)
     pos_max_shift_pix: Positive | None = key(5.0, "Largest move of a source in x and in y; null = free.", "pix")
-    enable_staged_fit: Bool = key(True, "Fluxes first, then shapes, then everything, instead of one joint fit.")
+    enable_staged_fit: Bool = key(True, "Kept for older files: every fit is joint, with fluxes at their optimum in each step.", idle=True)
 
 # %% ../nbs/00a_config.ipynb #c027
 class MoffatPsf(Section):

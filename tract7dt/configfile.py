@@ -6,8 +6,8 @@
 __all__ = ['REMOVED', 'CATALOG_SUFFIXES', 'Findings', 'note_keys', 'plain', 'parse_yaml', 'read_text', 'section_at', 'nearest',
            'suggestion', 'unknown_key', 'dig', 'show', 'key_of', 'describe_error', 'validate', 'is_placeholder',
            'wants_gaia', 'check_placeholders', 'absolute', 'resolve_paths', 'override', 'make_config', 'load_config',
-           'legacy_warnings', 'is_other_python', 'config_warnings', 'plain_values', 'to_yaml', 'key_lines',
-           'section_lines', 'template', 'dump_config', 'snapshot']
+           'changed_keys', 'legacy_warnings', 'idle_warnings', 'is_other_python', 'config_warnings', 'plain_values',
+           'to_yaml', 'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot']
 
 # %% ../nbs/00b_configfile.ipynb #c002
 import difflib
@@ -272,18 +272,29 @@ def load_config(path: Path | str, overrides: dict | None = None) -> Config:
     return cfg
 
 # %% ../nbs/00b_configfile.ipynb #c049
-def legacy_warnings(cfg: Config) -> list[str]:
-    "One line for each option that was changed although it has no effect."
-    lines = []
+def changed_keys(cfg: Config, fact: str) -> list[tuple[KeyInfo, object]]:
+    "Options with a `fact` that were changed, with their values."
+    found = []
     for info in describe_keys(Config):
         value = cfg
         for name in info.key.split("."):
             value = getattr(value, name)
-        if "legacy" in info.facts and value != info.default:
-            lines.append(f"{info.key} is {str(value)!r}; {info.facts['legacy']}")
-    return lines
+        if fact in info.facts and value != info.default:
+            found.append((info, value))
+    return found
 
-# %% ../nbs/00b_configfile.ipynb #c051
+# %% ../nbs/00b_configfile.ipynb #c050
+def legacy_warnings(cfg: Config) -> list[str]:
+    "One line for each option that was changed although it will never have an effect."
+    return [f"{info.key} is {str(value)!r}; {info.facts['legacy']}" for info, value in changed_keys(cfg, "legacy")]
+
+# %% ../nbs/00b_configfile.ipynb #c052
+def idle_warnings(cfg: Config) -> list[str]:
+    "A line that names the options that were changed although they have no effect in this version."
+    names = [info.key for info, _ in changed_keys(cfg, "idle")]
+    return [f"no effect in this version: {', '.join(names)}"] if names else []
+
+# %% ../nbs/00b_configfile.ipynb #c055
 def is_other_python(name: str | None) -> bool:
     "Whether `name` is an interpreter other than the running one."
     if name in (None, "python"):
@@ -292,13 +303,13 @@ def is_other_python(name: str | None) -> bool:
     running = Path(sys.executable)
     return found is None or Path(found).parent.resolve() != running.parent.resolve() or not running.samefile(found)
 
-# %% ../nbs/00b_configfile.ipynb #c053
+# %% ../nbs/00b_configfile.ipynb #c057
 CATALOG_SUFFIXES = (".csv", ".ecsv", ".fits", ".parquet")
 
-# %% ../nbs/00b_configfile.ipynb #c054
+# %% ../nbs/00b_configfile.ipynb #c058
 def config_warnings(cfg: Config) -> list[str]:
     "Everything in a valid configuration that its author should hear about, a line each."
-    lines = legacy_warnings(cfg)
+    lines = legacy_warnings(cfg) + idle_warnings(cfg)
     run, suffix = cfg.patch_run, cfg.outputs.final_catalog.suffix
     if is_other_python(run.python_exe):
         lines.append(f"patch_run.python_exe is {run.python_exe!r}; patches run in {sys.executable}: remove the key")
@@ -309,7 +320,7 @@ def config_warnings(cfg: Config) -> list[str]:
                      f"other formats need one of {', '.join(CATALOG_SUFFIXES)}")
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c057
+# %% ../nbs/00b_configfile.ipynb #c061
 def plain_values(value):
     "`value` as YAML has it: paths as text, sections as mappings, tuples as lists."
     if isinstance(value, Section):
@@ -318,12 +329,12 @@ def plain_values(value):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
-# %% ../nbs/00b_configfile.ipynb #c058
+# %% ../nbs/00b_configfile.ipynb #c062
 def to_yaml(cfg: Config) -> str:
     "The configuration in effect as YAML, every key written out."
     return yaml.safe_dump(plain_values(cfg), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
 
-# %% ../nbs/00b_configfile.ipynb #c059
+# %% ../nbs/00b_configfile.ipynb #c063
 def key_lines(info: KeyInfo, indent: str) -> list[str]:
     "The lines of one key in the template."
     unit = "" if info.unit == "-" else f"; {info.unit}"
@@ -333,7 +344,7 @@ def key_lines(info: KeyInfo, indent: str) -> list[str]:
                    initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
     return [*comment, f"{indent}{value}"]
 
-# %% ../nbs/00b_configfile.ipynb #c060
+# %% ../nbs/00b_configfile.ipynb #c064
 def section_lines(section: type[Section], prefix: str = "") -> list[str]:
     "The lines of a section in the template."
     indent, lines = "  " * (prefix.count(".")), []
@@ -346,14 +357,14 @@ def section_lines(section: type[Section], prefix: str = "") -> list[str]:
             lines += ["", f"{indent}# {inner.__doc__}", f"{indent}{name}:", *section_lines(inner, f"{prefix}{name}.")]
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c061
+# %% ../nbs/00b_configfile.ipynb #c065
 def template() -> str:
     "A configuration file with every key at its default, explained."
     head = ["# Configuration of tract7dt. Every key is shown with its default; keys you do not need may be left out.",
             "# Relative paths start at the folder of this file, those of products at outputs.work_dir."]
     return "\n".join([*head, *section_lines(Config)]) + "\n"
 
-# %% ../nbs/00b_configfile.ipynb #c064
+# %% ../nbs/00b_configfile.ipynb #c068
 def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> Path:
     "Write the template to `out`; an existing file is kept unless `force`."
     out = absolute(Path.cwd(), Path(out))
@@ -364,7 +375,7 @@ def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> 
     write_text(out, template())
     return out
 
-# %% ../nbs/00b_configfile.ipynb #c067
+# %% ../nbs/00b_configfile.ipynb #c071
 def snapshot(cfg: Config, work_dir: Path, now: datetime | None = None) -> Path:
     "Copy the configuration file to `config_used_<time>.yaml` in `work_dir`; nothing is ever overwritten."
     stem = f"config_used_{now or datetime.now():%Y%m%d_%H%M%S}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'paint_white', 'tile_axes', 'source_groups', 'mark_sources', 'legend_below', 'white_axes', 'white_overlay',
-           'bright_mask_overlay']
+           'veil', 'bright_mask_overlay']
 
 # %% ../../nbs/63_plots_field.ipynb #c002
 import numpy as np
@@ -111,6 +111,13 @@ def white_overlay(tile, downsample: int = 1, box: Box | None = None, width: floa
     return fig
 
 # %% ../../nbs/63_plots_field.ipynb #c020
+def veil(mask: np.ndarray) -> np.ndarray:
+    "Colours (uint8, [rows, columns, 4]): half transparent red where the mask is set; the drawn pixels only, in bytes."
+    colours = np.zeros((*mask.shape, 4), np.uint8)
+    colours[mask] = (230, 25, 25, 128)
+    return colours
+
+
 def bright_mask_overlay(tile, downsample: int = 1, width: float = 8.0) -> Figure:
     """
     The white stack under the bright-source mask, with the sources that the mask touches.
@@ -125,10 +132,7 @@ def bright_mask_overlay(tile, downsample: int = 1, width: float = 8.0) -> Figure
         Width of the figure, inches.
     """
     fig, ax = white_axes(tile, Box.of_shape(tile.shape), downsample, width)
-    mask = tile.bright_mask[::downsample, ::downsample]
-    veil = np.zeros((*mask.shape, 4), np.float32)
-    veil[mask] = (0.9, 0.1, 0.1, 0.5)
-    show_painted(ax, veil, step=downsample)
+    show_painted(ax, veil(tile.bright_mask[::downsample, ::downsample]), step=downsample)
     rows = tile.catalog[tile.catalog["affected_by_bright_mask"].to_numpy(bool)]
     for part, colour, name in ((rows[~rows["excluded_any"]], PALETTE.start, "active source in the mask"),
                                (rows[rows["excluded_any"]], PALETTE.faint, "excluded source in the mask")):
