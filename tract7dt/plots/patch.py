@@ -59,6 +59,11 @@ class SourceMarks:
         "The chosen sources only."
         return SourceMarks(**{name: values[rows] for name, values in vars(self).items()})
 
+    def inside(self, height: int, width: int) -> "SourceMarks":
+        "The sources that start and end inside the region; a fit also has some just outside, whose light reaches in."
+        x, y = np.stack([self.x_start, self.x]), np.stack([self.y_start, self.y])
+        return self.where(((x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)).all(axis=0))
+
     def shift(self, dx: float, dy: float) -> "SourceMarks":
         "The same sources in a region whose origin is (-dx, -dy) of this one."
         return SourceMarks(self.x_start + dx, self.y_start + dy, self.x + dx, self.y + dy, self.is_star, self.is_halo)
@@ -206,8 +211,9 @@ def patch_overview(fit) -> Figure:
     fig = new_figure(11, 0.8 + 10.6 / 3 * h / w)
     ax = fig.add_subplot()
     corners = draw_views(ax, [white]).corners[0]
-    mark_types(ax, marks.shift(*corners[0]))
-    mark_moves(ax, marks.shift(*corners[1]))
+    seen = marks.inside(h, w)
+    mark_types(ax, seen.shift(*corners[0]))
+    mark_moves(ax, seen.shift(*corners[1]))
     base = patch.base.shift(-patch.roi.x0, -patch.roi.y0)
     for x, y in corners:
         ax.add_patch(Rectangle((x + base.x0 - 0.5, y + base.y0 - 0.5), base.width, base.height, fill=False, ec="0.75",
