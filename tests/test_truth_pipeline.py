@@ -90,19 +90,13 @@ def test_median_bias(run, kind):
     assert abs(rows.offset.median()) < BIAS[kind]
 
 
-MEAN_MISSES = {(7, "EXP"): "-1.24 %", (8, "EXP"): "-2.19 %", (9, "EXP"): "-1.23 %", (9, "DEV"): "-3.7 %", (8, "SERSIC"): "-3.2 %",
-               (9, "SERSIC"): "-3.5 %"}
-
-
 @pytest.mark.parametrize("kind", BIAS)
-def test_mean_bias(run, seed, kind, request):
+def test_mean_bias(run, kind):
     "The mean sees the galaxies in whose patch the sky is wrong, which the median hides."
-    expect_miss(request, seed, kind, MEAN_MISSES)
     assert abs(run.bright(kind).offset.mean()) < BIAS[kind]
 
 
-WIDTH_MISSES = {(7, "SERSIC"): 1.19, (8, "DEV"): 1.17, (8, "SERSIC"): 1.36, (9, "STAR"): 1.21, (9, "EXP"): 1.17, (9, "DEV"): 1.75,
-                (9, "SERSIC"): 1.37, (10, "STAR"): 1.17, (10, "DEV"): 1.20}
+WIDTH_MISSES = {(9, "STAR"): 1.21, (10, "STAR"): 1.17}
 
 
 @pytest.mark.parametrize("kind", BIAS)

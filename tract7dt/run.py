@@ -194,7 +194,7 @@ def collect(executor, tags, layout: Layout, cfg) -> tuple[dict[str, PatchDone], 
                 else:
                     raised[jobs[job]] = failure
         except KeyboardInterrupt:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
             raise
     return done, raised
 
