@@ -126,7 +126,7 @@ def patch_catalog(payload: Payload, psfs: dict[str, PatchPSF], problem: FitProbl
     return as_declared(table, fit_columns(problem.band_names))
 
 # %% ../nbs/50_patch_fit.ipynb #c013
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatchFit:
     "A fitted patch: what went in, what came out, and the catalog made of it."
     payload: Payload
@@ -141,9 +141,9 @@ class PatchFit:
         "Rows of the sources that this patch reports."
         return self.sources[self.payload.is_measured].reset_index(drop=True)
 
-    def _repr_html_(self) -> str:
-        counts = self.measured["fit_status"].value_counts().to_dict()
-        return (f"<b>{self.payload.patch.tag}</b>: {len(self.measured)} sources measured, {len(self.sources)} fitted, "
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {status}" for status, n in self.measured["fit_status"].value_counts().items())
+        return (f"{self.payload.patch.tag}: {len(self.measured)} sources measured, {len(self.sources)} fitted, "
                 f"{len(self.psfs)} bands, {self.seconds:.2f} s; {counts}")
 
 

@@ -44,7 +44,7 @@ from .tile import Tile, load_inputs, write_wcs
 log = logging.getLogger(__name__)
 
 # %% ../nbs/70_pipeline.ipynb #c005
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a command made; what it did not make is None.
 
@@ -81,6 +81,9 @@ class Result:
         if self.zero_points is not None:
             lines += [f"zero point {z.band}: {z.zp:.4f} +- {z.zp_err:.4f} mag ({z.n_used} stars)" for z in self.zero_points.bands.values()]
         return lines + [f"problem: {p}" for p in self.problems]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.command, *self.facts()])
 
     def _repr_html_(self) -> str:
         return f"<b>{self.command}</b><ul>" + "".join(f"<li>{line}</li>" for line in self.facts()) + "</ul>"
