@@ -193,3 +193,10 @@ def test_pictures_leave_no_pyplot_state(fit):
     before = plt.get_fignums()
     draw(patch_overview(fit))
     assert plt.get_fignums() == before
+
+
+def test_patch_overview_leaves_out_sources_beyond_the_region(fit):
+    """They belong to the fit but not to the picture, where their marks would fall on other panels."""
+    fit.sources.loc[1, "x_pix_patch"] = -12.0
+    figure = draw(patch_overview(fit))
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 1

@@ -60,9 +60,10 @@ class SourceMarks:
         return SourceMarks(**{name: values[rows] for name, values in vars(self).items()})
 
     def inside(self, height: int, width: int) -> "SourceMarks":
-        "The sources that start and end inside the region; a fit also has some just outside, whose light reaches in."
+        "The sources without those that start or end outside the region, whose light only reaches in."
         x, y = np.stack([self.x_start, self.x]), np.stack([self.y_start, self.y])
-        return self.where(((x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)).all(axis=0))
+        outside = (x < -0.5) | (x >= width - 0.5) | (y < -0.5) | (y >= height - 0.5)
+        return self.where(~outside.any(axis=0))
 
     def shift(self, dx: float, dy: float) -> "SourceMarks":
         "The same sources in a region whose origin is (-dx, -dy) of this one."
