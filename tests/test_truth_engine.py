@@ -143,7 +143,6 @@ def test_bright_stars_alone_carry_no_flag():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a source that drifts off the image keeps its window and loses its place")
 def test_sources_may_drift_off_the_image():
     rng, camera = np.random.default_rng(0), truth.CAMERAS[0]
     for _ in range(10):
@@ -151,4 +150,4 @@ def test_sources_may_drift_off_the_image():
         image[:, 0] -= 3 * rng.normal()
         band = BandData("m0", image, np.ones_like(image), truth.psf_stamp(camera))
         result = fit(FitProblem([band], Sources([0, 1, 1], [-9 - rng.uniform(-2, 3), -10.5, 30], [30.0, 20, 30])))
-        assert np.isfinite(result.flux[2]).all() and FitFlag.FAILED not in FitFlag(result.flags[2])
+        assert np.isfinite(result.flux[2]).all() and FitFlag.FAILED not in FitFlag(int(result.flags[2]))
