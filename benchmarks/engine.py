@@ -35,12 +35,12 @@ class Row:
         "A line of the table."
         rate = 1e-9 * self.work.flops / self.cpu
         return (f"{self.count:7d} {self.bands:5d} {1e3 * self.wall:9.1f} {1e3 * self.cpu:9.1f} {self.per_source_and_band:10.3f}"
-                f" {self.iterations:6.1f} {self.work.full_iterations:6.1f} {1e-9 * self.work.flops:8.2f} {rate:9.1f}"
-                f" {peak / rate:9.1f} {self.megabytes:8.0f}")
+                f" {self.iterations:6.1f} {self.work.full:6.1f} {self.work.light:6.1f} {1e-9 * self.work.flops:8.2f} {rate:9.1f}"
+                f" {peak / rate:10.1f} {1e9 * peak * self.cpu / self.work.plain:10.1f} {self.megabytes:8.0f}")
 
 
-HEADER = ("sources bands   wall ms    cpu ms  ms/src/bnd  iter   full   GFlop  GFlop/s  roofline x   MB\n"
-          "                                                       (of matrix products)")
+HEADER = ("sources bands   wall ms    cpu ms  ms/src/bnd  iter   full  light    GFlop  GFlop/s   x roofline of        MB\n"
+          "                                                              (of matrix products)  work done  plain scheme")
 
 
 def measure(count: int, bands: int, seeds: int, repeats: int) -> Row:
@@ -55,7 +55,7 @@ def measure(count: int, bands: int, seeds: int, repeats: int) -> Row:
         iterations.append(timing.result.iterations)
         works.append(work_of(problem, timing.result))
         memory.append(megabytes)
-    mean = Work(*(sum(getattr(w, name) for w in works) / seeds for name in ("rendering", "gram", "full_iterations")))
+    mean = Work(*(sum(getattr(w, name) for w in works) / seeds for name in ("rendering", "gram", "full", "light", "plain")))
     return Row(count, bands, sum(walls) / seeds, sum(cpus) / seeds, sum(iterations) / seeds, mean, max(memory))
 
 
@@ -92,7 +92,7 @@ def standard_problem(peak: float, repeats: int, seeds: int) -> None:
     print(f"rendering everything once: {1e3 * rendering:.1f} ms at {1e-9 * once.rendering / rendering:.1f} GFlop/s; "
           f"one full evaluation {1e3 * whole:.1f} ms at {1e-9 * once.flops / whole:.1f} GFlop/s")
     print(f"the fit without any iteration (planning, one evaluation, errors): {1e3 * idle.cpu:.1f} ms; "
-          f"roofline of the fit {1e-6 * row.work.flops / peak:.1f} ms")
+          f"roofline of the work done {1e-6 * row.work.flops / peak:.1f} ms, of the plain scheme {1e-6 * row.work.plain / peak:.1f} ms")
 
 
 def peer(count: int, repeats: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOMS = {"footprints": "set-up", "psf": "rendering", "render": "rendering", "profiles": "rendering", "shapes": "rendering",
          "normal": "blocks and linear solves", "steps": "steps and priors", "optimise": "steps and priors",
          "errors": "errors and quality", "native": "set-up", "problem": "set-up"}
-PARTS = {"pair_block": "Gram products", "project": "Gram products", "_flat": "Gram products",
+PARTS = {"pair_block": "Gram products", "band_products": "Gram products", "project": "Gram products", "_flat": "Gram products",
          "curvature": "assembly of the Schur complement", "coupling": "assembly of the Schur complement"}
 
 

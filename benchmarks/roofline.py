@@ -2,27 +2,36 @@
 
 A source with a stamp of n x n pixels and a Fourier period N, U = (N + 1) / 2, needs for each band and iteration
 
-    first matrix product   8 a n N U
+    first matrix product   4 a n N U
     second matrix product  4 c n^2 U
     products with itself     c^2 n^2
 
 with (a, c) = (2, 3) for a star, (5, 6) for an exponential or de Vaucouleurs galaxy and (6, 7) for a Sersic galaxy with
 free index: c images, the template and its derivatives. A pair that overlaps in m pixels needs 2 c c' m more.
-A source is charged for the start and for every iteration in which it tried to move. At the rate of the machine's best
-matrix product this gives the roofline: the time below which this scheme cannot go.
+A source is charged for the start and for every iteration in which it tried to move. In late iterations most sources
+keep their derivatives and only get a new template: then a = c = 1, and a pair needs new products with one row only.
+What a fit renders beyond that (to plan footprints, for quality numbers, for sources put back or shared by two pieces) is
+not charged. At the rate of the machine's best matrix product this gives the roofline of the work that was done: the time
+below which this scheme cannot go.
+
+The *plain scheme* does the same without what saves operations: every move is charged as a full evaluation, the first
+matrix product is a complex one (8 a n N U), and periods keep the whole PSF out of the window. Its roofline depends on the
+problem and the number of moves only, so it stays comparable when the engine learns to save operations.
 """
 
 import one_thread  # noqa: F401  before NumPy
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from measure import best_of
-from tract7dt.fit.footprints import Footprint, Pixels, rough_sky
-from tract7dt.fit.native import plan_footprints
+from tract7dt.fit import optimise
+from tract7dt.fit.footprints import PERIODS, Footprint, Pixels, rough_sky, semi_major
+from tract7dt.fit.native import fit, plan_footprints
 from tract7dt.fit.normal import Layout, evaluate, source_stack
-from tract7dt.fit.problem import FitProblem, FitResult
+from tract7dt.fit.problem import FitProblem, FitResult, Kind
 from tract7dt.fit.steps import Start, free_parameters
 
 FIRST = np.array([2, 5, 5, 6])
@@ -31,27 +40,52 @@ IMAGES = np.array([3, 6, 6, 7])
 
 @dataclass(frozen=True)
 class Work:
-    "Operations of a fit: both matrix products of the rendering, and the products of stacks; and full iterations."
+    """Operations of a fit: both matrix products of the rendering, and the products of stacks.
+
+    full, light: how often a source was evaluated on average with new derivatives, and with a new template only.
+    plain: operations of the plain scheme for the same moves.
+    """
     rendering: float
     gram: float
-    full_iterations: float
+    full: float
+    light: float
+    plain: float
 
     @property
     def flops(self) -> float:
         return self.rendering + self.gram
 
 
-def rendering_flops(kind: int, footprint: Footprint) -> float:
-    "Operations to render one source and its derivatives in one band; a stamp cut by the edge costs less."
+def rendering_flops(kind: int, footprint: Footprint, light: bool = False) -> float:
+    "Operations to render one source, with its derivatives unless `light`, in one band; a stamp cut by the edge costs less."
     ny, nx = footprint.window.shape
     u = (footprint.period + 1) / 2
-    return 8 * FIRST[kind] * ny * footprint.period * u + 4 * IMAGES[kind] * ny * nx * u
+    first, images = (1, 1) if light else (FIRST[kind], IMAGES[kind])
+    return 4 * first * ny * footprint.period * u + 4 * images * ny * nx * u
 
 
-def pair_flops(kinds, prints, i: int, j: int) -> float:
-    "Operations for the products of the stacks of two sources in one band; half for a source with itself."
+def plain_period(kind: int, theta, half: int, psf_radius: int) -> int:
+    "Period that keeps the whole PSF, and a galaxy's own light, out of a window of half size `half`."
+    own = 0 if kind == Kind.STAR else min((3 if kind == Kind.EXP else 4) * semi_major(theta), 80)
+    need = int(np.ceil(half + psf_radius + 3 + own))
+    return next((p for p in PERIODS if p >= need), need | 1)
+
+
+def plain_rendering(layout: Layout, theta, times) -> float:
+    "Operations of the plain scheme to render source s `times[s]` times in all bands."
+    flops = 0.0
+    for t, kind, parameters, f in zip(times, layout.kind, theta, layout.footprints):
+        period, (ny, _) = plain_period(kind, parameters, f.half, layout.pixels.psf_radius), f.window.shape
+        plain = replace(f, period=period)
+        flops += t * (rendering_flops(kind, plain) + 4 * FIRST[kind] * ny * period * (period + 1) / 2)
+    return len(layout.pixels.psfs) * flops
+
+
+def pair_flops(kinds, prints, i: int, j: int, light: bool = False) -> float:
+    "Operations for the products of two stacks in one band, half for a stack with itself; of one row of each if `light`."
     ny, nx = prints[i].window.clip(prints[j].window).shape
-    return (1 if i == j else 2) * IMAGES[kinds[i]] * IMAGES[kinds[j]] * ny * nx
+    ci, cj = IMAGES[kinds[i]], IMAGES[kinds[j]]
+    return (1 if i == j else 2) * (ci + cj if light else ci * cj) * ny * nx
 
 
 def plan(problem: FitProblem) -> Layout:
@@ -62,21 +96,51 @@ def plan(problem: FitProblem) -> Layout:
     return Layout.make(problem, pixels, free_parameters(problem.sources, fitted), prints)
 
 
-def rendering_of(layout: Layout, times) -> float:
-    "Operations to render source s `times[s]` times with all derivatives in all bands."
-    return len(layout.pixels.psfs) * sum(t * rendering_flops(k, f) for t, k, f in zip(times, layout.kind, layout.footprints))
+def rendering_of(layout: Layout, times, light: bool = False) -> float:
+    "Operations to render source s `times[s]` times in all bands."
+    flops = [t * rendering_flops(k, f, light) for t, k, f in zip(times, layout.kind, layout.footprints)]
+    return len(layout.pixels.psfs) * sum(flops)
 
 
-def gram_of(layout: Layout, times) -> float:
+def gram_of(layout: Layout, times, light: bool = False) -> float:
     "Operations for the products of all pairs, each as often as the one of the two that moved more often."
-    return len(layout.pixels.psfs) * sum(max(times[i], times[j]) * pair_flops(layout.kind, layout.footprints, i, j)
-                                         for i, j in layout.pairs)
+    flops = [max(times[i], times[j]) * pair_flops(layout.kind, layout.footprints, i, j, light) for i, j in layout.pairs]
+    return len(layout.pixels.psfs) * sum(flops)
+
+
+@contextmanager
+def watching():
+    "Count the moves of sources in all fits meanwhile: a list of (all moves, those with new derivatives), one for each iteration."
+    attempt, moves = optimise.attempt, []
+
+    def counted(layout, rules, state, theta, moved, fresh):
+        moves.append((int(moved.sum()), int(fresh.sum())))
+        return attempt(layout, rules, state, theta, moved, fresh)
+
+    optimise.attempt = counted
+    try:
+        yield moves
+    finally:
+        optimise.attempt = attempt
+
+
+def share_of_full_moves(problem: FitProblem) -> float:
+    "Share of the moves of sources in which they get new derivatives, counted while the problem is fitted once more."
+    with watching() as moves:
+        fit(problem)
+    moved, full = np.sum(moves, axis=0) if moves else (1, 1)
+    return full / max(moved, 1)
 
 
 def work_of(problem: FitProblem, result: FitResult) -> Work:
     "What the fit of a problem in which everything is free had to compute, given how often each source moved."
-    layout, times = plan(problem), 1 + np.asarray(result.niters)
-    return Work(rendering_of(layout, times), gram_of(layout, times), float(times.mean()))
+    layout, moves, share = plan(problem), np.asarray(result.niters), share_of_full_moves(problem)
+    full, light = 1 + share * moves, (1 - share) * moves
+    rendering = rendering_of(layout, full) + rendering_of(layout, light, light=True)
+    gram = gram_of(layout, full) + gram_of(layout, light, light=True)
+    every = 1 + moves
+    plain = plain_rendering(layout, Start.of(problem.sources).theta, every) + gram_of(layout, every)
+    return Work(rendering, gram, float(full.mean()), float(light.mean()), plain)
 
 
 def evaluation_seconds(problem: FitProblem, repeats: int) -> tuple[float, float]:
@@ -89,4 +153,5 @@ def evaluation_seconds(problem: FitProblem, repeats: int) -> tuple[float, float]
 def one_evaluation(problem: FitProblem) -> Work:
     "What rendering and multiplying everything once takes."
     layout, once = plan(problem), np.ones(len(problem.sources), int)
-    return Work(rendering_of(layout, once), gram_of(layout, once), 1.0)
+    plain = plain_rendering(layout, Start.of(problem.sources).theta, once) + gram_of(layout, once)
+    return Work(rendering_of(layout, once), gram_of(layout, once), 1.0, 0.0, plain)

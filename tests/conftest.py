@@ -36,3 +36,42 @@ def sample_run(program, fresh_sample):
     done = program("run", "--config", folder / "config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def middle_config(tmp_path_factory):
+    """Configuration of the middle of the sample tile in three bands: enough for every stage, quick to run.
+
+    Returns a function of dotted overrides; each call has a work directory of its own.
+    """
+    from tract7dt.configfile import load_config
+
+    folder = tmp_path_factory.mktemp("middle")
+    (folder / "images.txt").write_text("".join(f"{ROOT}/sample_data/images/{band}.fits.fz\n" for band in ("m500", "m650", "m750")))
+    plain = {"inputs.image_list_file": str(folder / "images.txt"), "crop.margin": 250, "epsf.epsf_ngrid": 1, "epsf.ngrid": 2,
+             "overlay.enabled": False, "patch_run.max_workers": 1, "patch_run.no_patch_overview": True, "patch_run.no_cutouts": True,
+             "epsf.save_patch_background_diagnostics": False, "epsf.save_star_local_background_diagnostics": False,
+             "epsf.save_growth_curve": False, "epsf.save_residual_diagnostics": False}
+
+    def config(**changes):
+        work = {"outputs.work_dir": str(tmp_path_factory.mktemp("work"))}
+        return load_config(ROOT / "sample_data" / "config.yaml", plain | work | changes)
+    return config
+
+
+@pytest.fixture(scope="session")
+def middle_run(middle_config):
+    """The middle of the sample tile, run: configuration and result."""
+    from tract7dt.pipeline import run
+
+    cfg = middle_config()
+    return cfg, run(cfg)
+
+
+@pytest.fixture(scope="session")
+def alone_run(middle_config):
+    """The middle of the sample tile, each band fitted alone: configuration and result."""
+    from tract7dt.pipeline import run
+
+    cfg = middle_config(**{"patch_run.enable_multi_band_simultaneous_fitting": False})
+    return cfg, run(cfg)

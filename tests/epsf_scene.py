@@ -1,5 +1,7 @@
 """Isolated simulated stars with a known PSF, for the tests of the ePSF."""
 
+from dataclasses import replace
+
 import galsim
 import numpy as np
 
@@ -41,6 +43,38 @@ def isolated_stars(psf, snr, seed, frame=FRAME) -> BandStars:
                         np.full(count, SKY), np.arange(count), GAIN)
     nobody = Neighbours(*(np.zeros((count, 0)) for _ in range(3)), np.zeros((count, 0), bool))
     return BandStars(stamps, nobody, 0.9 * flux, snr)
+
+
+def moved_to(stars: BandStars, column, row) -> BandStars:
+    "The same stars at other pixels of the frame."
+    return replace(stars, stamps=replace(stars.stamps, column=column, row=row, x=column.astype(float), y=row.astype(float)))
+
+
+def together(parts) -> BandStars:
+    "Stars of several lists, none with neighbours."
+    stamps = [part.stamps for part in parts]
+    names = ("data", "good", "column", "row", "x", "y", "sky_sigma", "source")
+    joined = replace(stamps[0], **{name: np.concatenate([getattr(s, name) for s in stamps]) for name in names})
+    nobody = Neighbours(*(np.zeros((len(joined), 0)) for _ in range(3)), np.zeros((len(joined), 0), bool))
+    return BandStars(joined, nobody, *(np.concatenate([getattr(part, name) for part in parts]) for name in ("flux", "snr")))
+
+
+def checkerboard(snr, seed, others: int = 50):
+    """Stars in 4 x 4 cells whose FWHM is 3 % above and below 3 pixels in turn.
+
+    The wide cell (1, 1) has stars of the given S/N; as many as `others` of mixed S/N lie in the rest of each colour.
+    Returns the stars and the middle of that cell.
+    """
+    rng, step = np.random.default_rng(seed), FRAME[0] // 4
+    cells = np.array([(c, r) for r in range(4) for c in range(4) if (c, r) != (1, 1)])
+    def scattered(stars, homes):
+        column, row = (homes[rng.integers(0, len(homes), len(stars))] * step + rng.integers(30, step - 30, (len(stars), 2))).T
+        return moved_to(stars, column, row)
+    wide, narrow = cells[cells.sum(axis=1) % 2 == 0], cells[cells.sum(axis=1) % 2 == 1]
+    return together([
+        scattered(isolated_stars(aberrated(3.09), snr, [seed, 1]), np.array([[1, 1]])),
+        scattered(isolated_stars(aberrated(3.09), mixed_snr(others, rng), [seed, 2]), wide),
+        scattered(isolated_stars(aberrated(2.91), mixed_snr(others, rng), [seed, 3]), narrow)]), (1.5 * step, 1.5 * step)
 
 
 def aligned_truth(stamp, psf):

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,28 @@ def test_standard_field_has_the_standard_size(bench):
 
 def test_operations_of_a_source_are_those_of_the_formula(bench):
     footprint = Footprint(Window(0, 37, 0, 37), 18, 55, 18, 18, 0)
-    rendering = 8 * 5 * 37 * 55 * 28 + 4 * 6 * 37**2 * 28
+    rendering = 4 * 5 * 37 * 55 * 28 + 4 * 6 * 37**2 * 28
     assert bench("roofline").rendering_flops(Kind.EXP, footprint) == rendering
     assert bench("roofline").pair_flops([Kind.EXP], [footprint], 0, 0) == 36 * 37**2
+    assert bench("roofline").rendering_flops(Kind.EXP, footprint, light=True) == 4 * 37 * 55 * 28 + 4 * 37**2 * 28
+    assert bench("roofline").pair_flops([Kind.EXP], [footprint], 0, 0, light=True) == 12 * 37**2
+
+
+def test_only_what_moved_is_credited(bench):
+    "Every source at the start; then as many moves as the result counts, those with the derivatives kept at the light rate."
+    problem, roofline = bench("scene").make_problem(6, 2), bench("roofline")
+    result = fit(problem)
+    work, once = roofline.work_of(problem, result), roofline.one_evaluation(problem)
+    assert work.full + work.light == pytest.approx(1 + result.niters.mean())
+    assert work.plain > once.plain * work.full > 1.5 * once.flops
+    assert work.light > 0 and once.flops < work.flops < (1 + result.niters.max()) * once.flops
+    still = fit(replace(problem, options=replace(problem.options, max_iters=0)))
+    assert roofline.work_of(replace(problem, options=replace(problem.options, max_iters=0)), still).flops == pytest.approx(once.flops)
 
 
 def test_a_row_of_the_table(bench):
     row = bench("engine").measure(3, 2, seeds=1, repeats=1)
-    assert row.work.flops > 0 and row.work.full_iterations >= 1 and row.megabytes > 0
+    assert row.work.flops > 0 and row.work.full >= 1 and row.work.light >= 0 and row.megabytes > 0
     assert row.text(peak=100).split()[:2] == ["3", "2"]
 
 

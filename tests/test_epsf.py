@@ -11,24 +11,28 @@ from astropy.io import fits
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from epsf_scene import FRAME, SKY, START, aberrated, aligned_truth, flux_error, image, isolated_stars, mixed_snr
+from epsf_scene import FRAME, SKY, START, aberrated, aligned_truth, checkerboard, flux_error, image, isolated_stars, mixed_snr
 from tract7dt.configfile import load_config
 from tract7dt.epsf.bandfit import fit_band
-from tract7dt.epsf.build import band_pool, build_epsf, effective_mode, idle_keys, list_sources, star_verdict, survey_task, write_epsf
+from tract7dt.epsf.build import (
+    band_pool, build_epsf, effective_mode, idle_keys, in_magnitude_range, list_sources, read_pixels, star_verdict, survey_task, write_epsf)
 from tract7dt.epsf.core import evaluate_grid
 from tract7dt.epsf.model import BandPSF, analytic_psf, enclosed_flux
 from tract7dt.epsf.others import with_stacks
 from tract7dt.epsf.starfit import Neighbours, fit_stars, start_state
+from tract7dt.epsf.stars import Verdict, final_reasons
 from tract7dt.epsf.use import psf_for_patch
 from tract7dt.errors import UserError
 from tract7dt.files import Layout
+from tract7dt.fit.problem import PixelPSF
+from tract7dt.gaia_table import gaia_stars
 from tract7dt.sample.psf import true_psf
-from tract7dt.sky import make_cells
+from tract7dt.sky import cell_index, make_cells
 from tract7dt.tile import load_inputs
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data"
 MIDDLE = FRAME[1] / 2, FRAME[0] / 2
-MOFFAT = galsim.Moffat(beta=3.0, fwhm=3.0)
+MOFFAT = galsim.Convolve(galsim.Moffat(beta=3.0, fwhm=3.0), galsim.Pixel(1.0))
 
 
 def core_rms(stamp, truth):
@@ -52,14 +56,30 @@ def test_aberrated_psf_from_sixty_stars(aberrated_band):
     psf, _, fit = aberrated_band
     stamp = fit.psf.stamp(*MIDDLE)
     truth = aligned_truth(stamp, psf)
-    assert abs(flux_error(stamp, truth)) <= 0.01
-    assert abs(stamp.max() / truth.max() - 1) <= 0.02
-    assert np.abs(enclosed_flux(stamp, [4, 12]) - enclosed_flux(truth, [4, 12])).max() <= 0.006
+    assert abs(flux_error(stamp, truth)) <= 0.005
+    assert abs(stamp.max() / truth.max() - 1) <= 0.015
+    assert (np.abs(enclosed_flux(stamp, [4, 12]) - enclosed_flux(truth, [4, 12])) <= [0.006, 0.003]).all()
     assert core_rms(stamp, truth) <= 0.0035
     assert fit.psf.residual_amplitude > 0.01
 
 
-def test_eight_stars_of_mixed_brightness():
+@pytest.mark.parametrize("snr, eps, peak, rms", [
+    ([50.0] * 3, 0.025, 0.05, 0.01), (mixed_snr(8, np.random.default_rng(13)), 0.008, 0.015, 0.0035), ([100.0] * 30, 0.007, 0.015, 0.0035)],
+    ids=["3", "8", "30"])
+def test_a_cell_that_differs_from_the_band(snr, eps, peak, rms):
+    "The seeing alternates by 3 % from cell to cell, which no polynomial follows; a hundred stars of other cells know the rest."
+    stars, place = checkerboard(snr, seed=3)
+    fit = fit_band("m500", FRAME, 4, stars, START)
+    stamp = fit.psf.stamp(*place)
+    truth = aligned_truth(stamp, aberrated(3.09))
+    assert fit.psf.tau >= 0.01
+    assert abs(flux_error(stamp, truth)) <= eps
+    assert abs(stamp.max() / truth.max() - 1) <= peak
+    assert core_rms(stamp, truth) <= rms
+
+
+def test_eight_stars_alone():
+    "Without a band around them eight stars must find out about the wings by themselves."
     psf = aberrated()
     fit = fit_band("m500", FRAME, 1, isolated_stars(psf, mixed_snr(8, np.random.default_rng(3)), seed=4), START)
     stamp = fit.psf.stamp(*MIDDLE)
@@ -72,7 +92,7 @@ def test_moffat_psf_needs_no_residual():
     truth = aligned_truth(stamp, MOFFAT)
     assert fit.psf.residual_amplitude == 0.01
     assert core_rms(stamp, truth) <= 0.002
-    assert abs(flux_error(stamp, truth)) <= 0.01
+    assert abs(flux_error(stamp, truth)) <= 0.005
 
 
 @pytest.mark.parametrize("damage, allowed", [("constant", 0.002), ("gradient", 0.004)])
@@ -116,15 +136,17 @@ def test_predicted_error_is_of_the_right_size():
 
 
 def test_undersampled_psf_with_factor_two():
-    psf = galsim.Convolve(galsim.Moffat(beta=3.0, fwhm=1.4), galsim.Pixel(1.0))
+    light = 0.96 * galsim.Moffat(beta=3.0, fwhm=1.4) + 0.04 * galsim.Moffat(beta=2.0, fwhm=3.1)
+    psf = galsim.Convolve(light, galsim.Pixel(1.0))
     fit = fit_band("m500", FRAME, 1, isolated_stars(psf, np.full(30, 150.0), seed=30), START - [0.5, 0, 0, 0, 0], oversamp=2)
     stamp = fit.psf.stamp(*MIDDLE, oversamp=2)
     assert stamp.shape == (109, 109)
     assert stamp.sum() / 4 == pytest.approx(1, abs=1e-9)
     truth = image(psf, size=109, scale=0.5) * 4
     truth *= 4 / truth.sum()
+    assert np.abs(stamp - truth).max() <= 0.015 * truth.max()
     for row, column in np.ndindex(2, 2):
-        assert abs(flux_error(stamp[row::2, column::2], truth[row::2, column::2])) <= 0.02
+        assert abs(flux_error(stamp[row::2, column::2], truth[row::2, column::2])) <= 0.01
 
 
 def test_photutils_with_thirty_good_stars():
@@ -135,7 +157,7 @@ def test_photutils_with_thirty_good_stars():
     stamp = psf.stamp(*MIDDLE)
     assert psf.source == "photutils"
     assert stamp.sum() == pytest.approx(1, abs=1e-9)
-    assert abs(flux_error(stamp, aligned_truth(stamp, aberrated()))) <= 0.025
+    assert abs(flux_error(stamp, aligned_truth(stamp, aberrated()))) <= 0.01
 
 
 def test_neighbours_are_modelled():
@@ -150,7 +172,7 @@ def test_neighbours_are_modelled():
     truth = image(MOFFAT) / image(MOFFAT).sum()
     modelled, blind = (fit_band("m500", FRAME, 1, stars, START).psf.stamp(*MIDDLE)
                        for stars in (replace(ignored, neighbours=near), ignored))
-    assert abs(flux_error(modelled, truth)) <= 0.01
+    assert abs(flux_error(modelled, truth)) <= 0.006
     assert abs(flux_error(blind, truth)) > abs(flux_error(modelled, truth)) + 0.005
 
 
@@ -208,6 +230,24 @@ def star_counts(stars, band, margin):
     alone = (truth["kind"] == "STAR") & (truth[f"SNR_{band}"] > 30) & ~truth["saturated"] & (truth["neighbour_pix"] > 14) & inside
     galaxies = (truth["kind"][partner] != "STAR").sum()
     return galaxies, len(set(np.flatnonzero(alone)) & set(partner)), alone.sum()
+
+
+def test_sample_is_right_at_the_stars(grid, config):
+    "Where stars are, not only in the middle of cells: the light of stars of S/N above 30 is measured without bias or scatter."
+    for band, psf in grid.bands.items():
+        stars = psf.stars[psf.stars.accepted & (psf.stars.snr > 30)]
+        eps = [flux_error(psf.stamp(x, y), true_psf(band, x + config.crop.margin, y + config.crop.margin)) for x, y in zip(stars.x, stars.y)]
+        assert abs(np.median(eps)) <= 0.004
+        assert np.std(eps) <= 0.004
+
+
+def test_no_step_in_the_gradient_at_the_edge_of_a_cell(grid):
+    psf = grid.bands["m500"]
+    border = make_cells(psf.shape, psf.ngrid)[0].box.x1
+    inside, across = (psf.gradient(border - 40, 200, (reach, reach)) for reach in (30.0, 60.0))
+    assert np.abs(inside - across).max() * 60 < 2e-3 * psf.stamp(border - 40, 200).max()
+    wide = np.abs(psf.stamp(border + 20, 200) - psf.stamp(border - 100, 200) - 120 * across[0]).max()
+    assert wide < 0.02 * psf.stamp(border - 40, 200).max()
 
 
 def test_selection_with_gaia(grid, config):
@@ -305,6 +345,138 @@ def test_given_psfs(two_bands, config, tmp_path):
     (tmp_path / "m750.fits").unlink()
     with pytest.raises(UserError, match="m750.fits"):
         build_epsf(two_bands, given)
+
+
+def test_given_psfs_of_cells(two_bands, config, tmp_path):
+    tags = ["r00_c00", "r00_c01", "r01_c00", "r01_c01"]
+    for width, tag in enumerate(tags):
+        for band in two_bands.band_names:
+            fits.writeto(tmp_path / f"{band}_{tag}.fits", image(galsim.Gaussian(fwhm=2.5 + 0.5 * width), size=61))
+    given = with_epsf(config, psf_fits=tmp_path / "{band}_{cell}.fits")
+    grid = build_epsf(two_bands, given)
+    peaks = [grid.cell("m500", tag).stamp.max() for tag in tags]
+    assert all(one > other for one, other in zip(peaks, peaks[1:]))
+    assert grid.cell("m500", "r00_c00").meta.psf_source == "given"
+
+
+# What the keys do
+
+
+def with_epsf(config, **changed):
+    "The configuration with other values of `epsf` keys."
+    return config.model_copy(update={"epsf": config.epsf.model_copy(update=changed)})
+
+
+@pytest.fixture(scope="module")
+def candidates(two_bands, config):
+    "Survey band m500 with some `epsf` keys changed; returns the source list and the survey."
+    def call(**changed):
+        cfg = with_epsf(config, **changed)
+        gaia = gaia_stars(cfg, two_bands.band_names)
+        mode = effective_mode(cfg, gaia)
+        sources, band = list_sources(two_bands, cfg, gaia if mode != "sep" else None), two_bands.band("m500")
+        in_range = in_magnitude_range(sources, "m500", gaia, two_bands.wcs, cfg.epsf)
+        return sources, survey_task(band, sources, cfg.epsf, mode, in_range, 3.0)[0]
+    return call
+
+
+def test_star_modes(candidates):
+    chosen = {}
+    for mode in ("sep", "gaia", "sep+gaia"):
+        sources, survey = candidates(psfstar_mode=mode)
+        chosen[mode] = sources.gaia[survey.reason == ""]
+    assert not chosen["sep"].any() and len(chosen["sep"]) > 20
+    assert chosen["gaia"].all() and len(chosen["gaia"]) > 10
+    assert chosen["sep+gaia"].any() and not chosen["sep+gaia"].all()
+
+
+def test_gaia_stars_outside_the_magnitudes_are_no_candidates(candidates):
+    _, every = candidates(psfstar_mode="gaia")
+    _, bright = candidates(psfstar_mode="gaia", gaia_mag_max=15.0)
+    one, other = (survey.flux[survey.reason == ""] for survey in (every, bright))
+    assert 0 < len(other) < len(one)
+    assert other.min() > one.min()
+
+
+def test_brightest_stars_first(candidates):
+    sources, survey = candidates(max_stars=3)
+    everyone = Verdict(np.zeros((len(sources), 3)), np.zeros((len(sources), 3)), np.ones(len(sources), bool))
+    cell = cell_index((802, 826), 2, sources.x, sources.y)
+    kept = final_reasons(survey, everyone, cell, 3) == ""
+    for number in range(4):
+        here = (survey.reason == "") & (cell == number)
+        assert (kept & here).sum() == 3
+        assert survey.snr[kept & here].min() >= np.sort(survey.snr[here])[-3]
+
+
+def test_snapping_takes_the_place_of_the_detection(candidates):
+    (snapped, _), (listed, _) = candidates(gaia_snap_to_sep=True), candidates(gaia_snap_to_sep=False)
+    both = snapped.gaia & snapped.detected
+    moved = np.hypot(snapped.x - listed.x, snapped.y - listed.y)
+    assert both.sum() > 20
+    assert (moved[both] > 1e-6).all() and not moved[~both].any()
+
+
+def test_box_around_saturated_pixels(candidates):
+    burnt = {box: (candidates(star_sat_check_r=box)[1].reason == "saturated").sum() for box in (0, "auto", 60)}
+    assert burnt[0] == 0 < burnt["auto"] < burnt[60]
+
+
+def test_thresholds_of_candidates(candidates):
+    usual = (candidates(psfstar_mode="sep")[1].reason == "").sum()
+    for changed in ({"thresh_sigma": 100.0}, {"star_snr_min": 100.0}, {"edge_pad": 150}):
+        assert 0 < (candidates(psfstar_mode="sep", **changed)[1].reason == "").sum() < usual
+
+
+def test_background_map_can_be_left_out(two_bands, config):
+    band = two_bands.band("m500")
+    with_map, without = (read_pixels(band, with_epsf(config, background_subtract_patch=on).epsf) for on in (True, False))
+    assert not without.background.any() and not without.hidden.any()
+    assert with_map.background.any() and 0.05 < with_map.hidden.mean() < 0.9
+    assert np.allclose(with_map.frame.image + with_map.background, without.frame.image, atol=1e-3)
+
+
+def test_local_background_of_photutils_stacks(config):
+    "A sky of 1 sigma in the stamps does not reach the stack, unless the annulus is switched off."
+    stars = isolated_stars(MOFFAT, np.full(12, 150.0), seed=60)
+    dirty = replace(stars, stamps=replace(stars.stamps, data=stars.stamps.data + np.float32(SKY)))
+    fit = fit_band("m500", FRAME, 1, dirty, START)
+    truth = image(MOFFAT) / image(MOFFAT).sum()
+    on, off = (with_stacks(fit, dirty, with_epsf(config, star_local_bkg_subtract=value).epsf).stamp(*MIDDLE) for value in (True, False))
+    assert core_rms(off, on) > 0.002
+    assert abs(flux_error(on, truth)) < abs(flux_error(off, truth))
+
+
+def test_oversampling_from_the_stars_to_the_fit(two_bands, config, tmp_path):
+    cfg = with_epsf(config, oversamp=2)
+    grid = build_epsf(replace(two_bands, bands=(two_bands.band("m750"),)), cfg, workers=1)
+    write_epsf(grid, layout_in(tmp_path))
+    saved = np.load(layout_in(tmp_path).epsf_stamp("m750", "r01_c00"))
+    assert saved.shape == tuple(grid.cell("m750", "r01_c00").meta.epsf_shape) == (109, 109)
+    assert grid.bands["m750"].residual_step == 0.5
+    answer = psf_for_patch(layout_in(tmp_path), "m750", "r01_c00", 200, 600, cfg, None)
+    assert answer.oversamp == 2
+    PixelPSF(answer.stamp, answer.oversamp)
+    truth = true_psf("m750", 200 + config.crop.margin, 600 + config.crop.margin)
+    coarse = answer.stamp[::2, ::2] / answer.stamp[::2, ::2].sum()
+    assert abs(flux_error(coarse, truth)) <= 0.01
+
+
+def test_photutils_on_the_sample(two_bands, config):
+    cfg = with_epsf(config, builder="photutils")
+    grid = build_epsf(replace(two_bands, bands=(two_bands.band("m750"),)), cfg, workers=1)
+    assert grid.bands["m750"].source == "photutils"
+    for product in grid.cells:
+        x, y = (v + config.crop.margin for v in product.cell.box.centre)
+        assert product.meta.builder == "photutils"
+        assert abs(flux_error(product.stamp, aligned(product.stamp, true_psf("m750", x, y)))) <= 0.03
+
+
+def aligned(stamp, truth):
+    "The true stamp moved onto `stamp` by a fraction of a pixel, linearly."
+    gy, gx = np.gradient(truth)
+    difference = stamp - truth
+    return truth + (difference * gx).sum() / (gx**2).sum() * gx + (difference * gy).sum() / (gy**2).sum() * gy
 
 
 def test_one_stamp_for_each_cell(grid, config, tmp_path):

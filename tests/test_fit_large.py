@@ -65,6 +65,7 @@ def test_pieces_make_one_model(large):
     problem, _, whole, cut = large
     assert np.abs(cut.model - whole.model).max() < 0.5 and np.abs(cut.model - whole.model).mean() < 0.02
     assert np.allclose(cut.chi2_total, whole.chi2_total, rtol=1e-3)
+    assert cut.ignored.shape == problem.shape and np.mean(cut.ignored != whole.ignored) < 0.01
     assert cut.source_sky.shape == (120, 2) and np.allclose(cut.source_sky, whole.sky, atol=0.1)
     assert np.allclose(cut.sky, whole.sky, atol=3 * whole.sky_err.max())
 
@@ -128,6 +129,16 @@ def test_missing_sources_hardly_change_far_fluxes(missing):
     assert np.median(shift) < 0.1 and np.quantile(shift, 0.9) < 1
     problem, _, _ = field(34, 103, snr=(3, 300))
     assert not (fit(problem).flags & FitFlag.NEAR_UNMODELLED).any()
+
+
+def test_ignored_light_does_not_count():
+    "A star that is missing in the list is ignored, in one piece or several, and chi-square per pixel stays that of the noise."
+    problem, _, ratio = field(34, 111, snr=(3, 300))
+    fewer = replace(problem, sources=take_sources(problem.sources, ~np.isin(ratio, np.sort(ratio)[-8:-4])))
+    whole, cut = fit(fewer), fit(with_options(fewer, max_group=8))
+    for result in (whole, cut):
+        assert 500 < result.ignored.sum() < 0.1 * result.ignored.size
+        assert (result.chi2_total / np.sum(~result.ignored) < 1.5).all()
 
 
 def test_covariance_between_bands():

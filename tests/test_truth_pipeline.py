@@ -96,15 +96,10 @@ def test_mean_bias(run, kind):
     assert abs(run.bright(kind).offset.mean()) < BIAS[kind]
 
 
-WIDTH_MISSES = {(9, "STAR"): 1.21, (10, "STAR"): 1.17}
-
-
 @pytest.mark.parametrize("kind", BIAS)
-def test_width_of_pulls(run, seed, kind, request):
-    expect_miss(request, seed, kind, WIDTH_MISSES)
+def test_width_of_pulls(run, kind):
     rows = run.fluxes[(run.fluxes.kind == kind) & (run.fluxes.snr > 5)]
     assert robust_width(rows.pull) < 1.15
-
 
 
 def stamp_of_truth(band: str, x: float, y: float, like) -> np.ndarray:
@@ -130,7 +125,8 @@ def cell_stamps(run):
             yield f"{band} {cell.tag}", stamp, stamp_of_truth(band, *cell.box.centre, stamp)
 
 
-PEAK_MISSES = {(8, "peak"): "up to +1.64 % (6 of 24 cells above 1 %)", (9, "peak"): "+2.03 % in one cell of m400"}
+# Noise of the stars: that cell has eleven of total S/N 313; the same scene without noise is within 0.1 %.
+PEAK_MISSES = {(9, "peak"): "+1.30 % in one cell of m400"}
 
 
 def test_peaks_of_the_epsf(run, seed, request):

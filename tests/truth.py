@@ -134,23 +134,27 @@ def pairs(kinds: tuple[Kind, Kind], low: float, high: float, seed: int, side_cou
     return galaxies(np.repeat([int(k) for k in kinds], len(x) // 2), x, y, rng), side
 
 
-def measure(true: Sources, side: int, snr_range, seed: int, noise: bool = True, **options) -> pd.DataFrame:
-    """Photograph sources with every camera, fit them from catalog-like start values, and compare.
+def scene(true: Sources, side: int, snr_range, seed: int, cameras, noise: bool = True):
+    """Photograph sources with every camera: bands, true fluxes [S, B], true S/N [S, B] and catalog-like start values.
 
-    One row for each source and band. `snr` is the true one of that flux; a source's S/N is drawn evenly in its
-    logarithm and differs between bands by a third.
+    A source's S/N is drawn evenly in its logarithm and differs between bands by a third.
     """
     rng = np.random.default_rng([seed, 3])
     snr = np.exp(rng.uniform(*np.log(snr_range), len(true)))
     bands, fluxes, snrs = [], [], []
-    for b, camera in enumerate(CAMERAS):
+    for b, camera in enumerate(cameras):
         aim = np.clip(snr * np.exp(rng.normal(0, 0.3, len(true))), *snr_range)
         image, flux, true_snr = photograph(true, aim, side, camera)
         image = observe(image, camera, rng) if noise else image + camera.level
         bands.append(BandData(f"m{b}", image, np.full(image.shape, camera.sky**-2), psf_stamp(camera), camera.gain))
         fluxes.append(flux), snrs.append(true_snr)
-    result = fit(FitProblem(bands, catalogued(true, rng), FitOptions(**options)))
-    return compare(true, np.array(fluxes).T, np.array(snrs).T, result, seed)
+    return bands, np.array(fluxes).T, np.array(snrs).T, catalogued(true, rng)
+
+
+def measure(true: Sources, side: int, snr_range, seed: int, noise: bool = True, **options) -> pd.DataFrame:
+    "Photograph sources with every camera, fit them from catalog-like start values, and compare; one row for each source and band, with its true S/N."
+    bands, flux, snr, start = scene(true, side, snr_range, seed, CAMERAS, noise)
+    return compare(true, flux, snr, fit(FitProblem(bands, start, FitOptions(**options))), seed)
 
 
 def compare(true: Sources, flux, snr, result, seed: int) -> pd.DataFrame:

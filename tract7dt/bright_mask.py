@@ -22,6 +22,7 @@ from .files import Layout, atomic_path
 from .sky import Box
 from .tile import Tile
 
+# %% ../nbs/21_bright_mask.ipynb #c002b
 log = logging.getLogger("tract7dt.bright_mask")
 
 # %% ../nbs/21_bright_mask.ipynb #c005

@@ -60,10 +60,10 @@ class Crop(Section):
     "Cutting the border off."
     enabled: Bool = key(True, "Cut a border off all images and flag the sources outside.")
     margin: Natural = key(500, "Width removed on each of the four sides.", "pix")
-    plot_pre_crop: Bool = key(True, "Write white_before_crop.png.", idle=True)
-    plot_post_crop: Bool = key(True, "Write white_after_crop.png.", idle=True)
-    display_downsample: Count = key(4, "Stride of the picture before the crop.", "factor", idle=True)
-    post_crop_display_downsample: Count = key(4, "Stride of the picture after the crop.", "factor", idle=True)
+    plot_pre_crop: Bool = key(True, "Write white_before_crop.png.")
+    plot_post_crop: Bool = key(True, "Write white_after_crop.png.")
+    display_downsample: Count = key(4, "Stride of the picture before the crop.", "factor")
+    post_crop_display_downsample: Count = key(4, "Stride of the picture after the crop.", "factor")
 
 # %% ../nbs/00a_config.ipynb #c011
 class Overlay(Section):
@@ -132,7 +132,8 @@ class Plotting(Section):
 class Performance(Section):
     "Resources for reading and stacking images."
     frame_prep_workers: Count | Auto = key("auto",
-        "Threads that load images; never more than images or CPUs.", "threads", idle=True)
+        "Threads that read whole weight maps, one band each; never more than images or CPUs. Images themselves are read in "
+        "strips, by the threads of the white stack.", "threads")
     white_stack_workers: Count | Auto = key("auto",
         "Threads that make the white stack; never more than CPUs.", "threads")
     max_memory_gb: Positive | Auto = key("auto",
@@ -178,7 +179,7 @@ class Epsf(Section):
     recenter_boxsize: Annotated[OddSize, Ge(3)] = key(9, "Box in which the builder finds a star's centre.", "pix")
     final_psf_size: Annotated[OddSize, Ge(1)] = key(55,
         "Side of the stored stamp; also sets the halo of patches.", "pix", at_most="cutout_size")
-    save_star_montage_max: Count = key(100, "Stars shown in a montage.", idle=True)
+    save_star_montage_max: Count = key(100, "Stars shown in a montage.")
     background_subtract_patch: Bool = key(True, "Subtract a background map from each cell before the search for stars.")
     background_boxsize: Annotated[Int, Ge(8)] = key(96, "Mesh of the background map.", "pix")
     background_filtersize: Count = key(9, "Median filter of the background map.", "meshes")
@@ -191,12 +192,12 @@ class Epsf(Section):
         "Outer radius of the annulus.", "pix", above="star_local_bkg_annulus_rin_pix")
     star_local_bkg_sigma: Positive = key(3.0, "Clipping of the pixels in the annulus.", "sigma")
     star_local_bkg_minpix: Count = key(30, "With fewer pixels in the annulus nothing is subtracted.", "pix")
-    save_patch_background_diagnostics: Bool = key(True, "Write background_diagnostics.png.", idle=True)
-    save_star_local_background_diagnostics: Bool = key(True, "Write star_local_background_diagnostics.png.", idle=True)
-    diagnostics_show_colorbar: Bool = key(True, "Colour bars on the two background pictures.", idle=True)
-    save_growth_curve: Bool = key(True, "Write epsf_growth_curve.png; its numbers are in meta.json.", idle=True)
-    save_residual_diagnostics: Bool = key(True, "Write epsf_residual_diagnostics.png.", idle=True)
-    residual_diag_max_stars: Count = key(100, "Stars in the residual picture.", idle=True)
+    save_patch_background_diagnostics: Bool = key(True, "Write background_diagnostics.png.")
+    save_star_local_background_diagnostics: Bool = key(True, "Write star_local_background_diagnostics.png.")
+    diagnostics_show_colorbar: Bool = key(True, "Colour bars on the two background pictures.")
+    save_growth_curve: Bool = key(True, "Write epsf_growth_curve.png; its numbers are in meta.json.")
+    save_residual_diagnostics: Bool = key(True, "Write epsf_residual_diagnostics.png.")
+    residual_diag_max_stars: Count = key(100, "Stars in the residual picture.")
     parallel_bands: Bool = key(True, "Bands in parallel processes.")
     max_workers: Count | Auto = key("auto", "Processes; auto = no more than bands or CPUs.", "processes")
 
@@ -234,7 +235,7 @@ class PatchRun(Section):
     dask_address: Text | None = key(None, "Dask scheduler to join; null starts a local cluster.")
     python_exe: Text | None = key(None, "Kept for older files: patches run in the interpreter that runs the program.")
     resume: Bool = key(False, "Skip patches that this configuration has already fitted.")
-    max_workers: Count | Auto = key("auto", "Patches fitted at once; auto = CPUs this process may use.", "processes")
+    max_workers: Count | Auto = key("auto", "Patches fitted at once, never more than CPUs; auto = all CPUs this process may use.", "processes")
     threads_per_process: Count = key(1, "Threads of the numerical libraries in each process.", "threads")
     gal_model: Annotated[Literal["dev", "exp", "sersic", "star"], Lower] = key("exp",
         "Model of a source whose TYPE is missing or unknown.")
@@ -242,8 +243,10 @@ class PatchRun(Section):
     dlnp_stop: NonNegative = key(0.01,
         "A source has converged when the predicted gain in ln p is below this; the native engine takes smaller "
         "values as 0.001.")
-    r_ap: Positive = key(5.0, "Kept for older files, which used aperture fluxes as start values.", "pix", idle=True)
-    eps_flux: Positive = key(1e-4, "Kept for older files, which had start fluxes.", "scaled counts", idle=True)
+    r_ap: Positive = key(5.0,
+        "Radius of the aperture that the Tractor engine's start fluxes are measured in; the native engine needs none.", "pix")
+    eps_flux: Positive = key(1e-4,
+        "Lower limit of the Tractor engine's start fluxes; the native engine needs none.", "scaled counts")
     sersic_n_init: Annotated[Real, Ge(0.29), Le(6.3)] = key(3.0,
         "Start value of the Sersic index when SERSIC_n is missing.")
     re_fallback_pix: Positive = key(3.0, "Start value of the effective radius when Re is missing.", "pix")
@@ -252,25 +255,32 @@ class PatchRun(Section):
     psf_fallback_model: Annotated[Literal["moffat", "ncircular_gaussian", "gaussian_mixture"], Lower] = key("moffat",
         "Form of the PSF elsewhere.")
     min_epsf_nstars_for_use: Natural = key(2, "An ePSF of fewer stars is not used; 0 = always used.")
-    ncircular_gaussian_n: Annotated[Int, Ge(1), Le(3)] = key(3, "Components of ncircular_gaussian.", idle=True)
-    hybrid_psf_n: Count = key(9, "Gaussians inside the hybrid PSF.", idle=True)
-    gaussian_mixture_n: Count = key(4, "Gaussians fitted to a stamp.", idle=True)
+    ncircular_gaussian_n: Annotated[Int, Ge(1), Le(3)] = key(3, "Components of ncircular_gaussian.")
+    hybrid_psf_n: Count = key(9,
+        "Kept for older files, whose hybrid PSF had so many Gaussians in place of its stamp for galaxies; they appear in "
+        "its diagnostic picture, and the fit uses the stamp for stars and galaxies.")
+    gaussian_mixture_n: Count = key(4, "Gaussians fitted to a stamp.")
     fallback_default_fwhm_pix: Positive = key(4.0, "FWHM of the fallback PSF when the header gives none.", "pix")
-    fallback_stamp_radius_pix: AtLeastOne = key(25.0, "Stamp radius of gaussian_mixture.", "pix", idle=True)
-    cutout_size: Annotated[Int, Ge(3)] = key(100, "Window of a source montage; the real side is 2*(size//2)+1.", "pix", idle=True)
-    cutout_max_sources: Natural | None = key(None, "Montages per patch; null = all.", idle=True)
-    cutout_start: Natural = key(0, "First source with a montage.", idle=True)
-    cutout_data_p_lo: Percent = key(1.0, "Low display cut of data.", "percentile", idle=True)
-    cutout_data_p_hi: Percent = key(99.0, "High display cut of data.", "percentile", above="cutout_data_p_lo", idle=True)
-    cutout_model_p_lo: Percent = key(1.0, "Low display cut of models.", "percentile", idle=True)
-    cutout_model_p_hi: Percent = key(99.0, "High display cut of models.", "percentile", above="cutout_model_p_lo", idle=True)
-    cutout_resid_p_abs: Percent = key(99.0, "Symmetric display cut of residuals.", "percentile", idle=True)
-    no_cutouts: Bool = key(False, "No source montages.", idle=True)
+    fallback_stamp_radius_pix: AtLeastOne = key(25.0,
+        "Stamp radius of gaussian_mixture, and the least of ncircular_gaussian.", "pix")
+    cutout_size: Annotated[Int, Ge(3)] = key(100, "Window of a source montage; the real side is 2*(size//2)+1.", "pix")
+    cutout_max_sources: Natural | None = key(None, "Montages per patch; null = all.")
+    cutout_start: Natural = key(0, "First source with a montage.")
+    cutout_data_p_lo: Percent = key(1.0, "Low display cut of data.", "percentile")
+    cutout_data_p_hi: Percent = key(99.0, "High display cut of data.", "percentile", above="cutout_data_p_lo")
+    cutout_model_p_lo: Percent = key(1.0, "Low display cut of models.", "percentile")
+    cutout_model_p_hi: Percent = key(99.0, "High display cut of models.", "percentile", above="cutout_model_p_lo")
+    cutout_resid_p_abs: Percent = key(99.0, "Symmetric display cut of residuals.", "percentile")
+    no_cutouts: Bool = key(False, "No source montages.")
     no_patch_overview: Bool = key(False, "No patch overview.")
     flag_maxiter_margin: Natural = key(0,
-        "Kept for older files: a source that has not converged within n_opt_iters is flagged.", "steps", idle=True)
+        "Kept for older files, where it could flag a patch that stopped a few steps early; here a source that has not "
+        "converged is flagged whenever it stopped, so that no margin adds to it.", "steps")
     pos_max_shift_pix: Positive | None = key(5.0, "Largest move of a source in x and in y; null = free.", "pix")
-    enable_staged_fit: Bool = key(True, "Kept for older files: every fit is joint, with fluxes at their optimum in each step.", idle=True)
+    enable_staged_fit: Bool = key(True,
+        "The Tractor engine fits in three stages: positions held, only positions, all. In the native engine each source has "
+        "its own step and fluxes are always at their optimum, so that one joint stage is enough; true notes that stage in "
+        "the patch's meta.json.")
 
 # %% ../nbs/00a_config.ipynb #c027
 class MoffatPsf(Section):

@@ -6,8 +6,8 @@
 __all__ = ['REMOVED', 'CATALOG_SUFFIXES', 'Findings', 'note_keys', 'plain', 'parse_yaml', 'read_text', 'section_at', 'nearest',
            'suggestion', 'unknown_key', 'dig', 'show', 'key_of', 'describe_error', 'validate', 'is_placeholder',
            'wants_gaia', 'check_placeholders', 'absolute', 'resolve_paths', 'override', 'make_config', 'load_config',
-           'changed_keys', 'legacy_warnings', 'idle_warnings', 'is_other_python', 'config_warnings', 'plain_values',
-           'to_yaml', 'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot']
+           'changed_keys', 'legacy_warnings', 'is_other_python', 'config_warnings', 'plain_values', 'to_yaml',
+           'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot_text', 'snapshot']
 
 # %% ../nbs/00b_configfile.ipynb #c002
 import difflib
@@ -23,6 +23,7 @@ from textwrap import wrap
 import yaml
 from pydantic import ValidationError
 
+from . import __version__
 from .config import Config
 from .errors import UserError, list_some
 from .files import write_text
@@ -289,12 +290,6 @@ def legacy_warnings(cfg: Config) -> list[str]:
     return [f"{info.key} is {str(value)!r}; {info.facts['legacy']}" for info, value in changed_keys(cfg, "legacy")]
 
 # %% ../nbs/00b_configfile.ipynb #c052
-def idle_warnings(cfg: Config) -> list[str]:
-    "A line that names the options that were changed although they have no effect in this version."
-    names = [info.key for info, _ in changed_keys(cfg, "idle")]
-    return [f"no effect in this version: {', '.join(names)}"] if names else []
-
-# %% ../nbs/00b_configfile.ipynb #c055
 def is_other_python(name: str | None) -> bool:
     "Whether `name` is an interpreter other than the running one."
     if name in (None, "python"):
@@ -303,13 +298,13 @@ def is_other_python(name: str | None) -> bool:
     running = Path(sys.executable)
     return found is None or Path(found).parent.resolve() != running.parent.resolve() or not running.samefile(found)
 
-# %% ../nbs/00b_configfile.ipynb #c057
+# %% ../nbs/00b_configfile.ipynb #c054
 CATALOG_SUFFIXES = (".csv", ".ecsv", ".fits", ".parquet")
 
-# %% ../nbs/00b_configfile.ipynb #c058
+# %% ../nbs/00b_configfile.ipynb #c055
 def config_warnings(cfg: Config) -> list[str]:
     "Everything in a valid configuration that its author should hear about, a line each."
-    lines = legacy_warnings(cfg) + idle_warnings(cfg)
+    lines = legacy_warnings(cfg)
     run, suffix = cfg.patch_run, cfg.outputs.final_catalog.suffix
     if is_other_python(run.python_exe):
         lines.append(f"patch_run.python_exe is {run.python_exe!r}; patches run in {sys.executable}: remove the key")
@@ -320,7 +315,7 @@ def config_warnings(cfg: Config) -> list[str]:
                      f"other formats need one of {', '.join(CATALOG_SUFFIXES)}")
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c061
+# %% ../nbs/00b_configfile.ipynb #c058
 def plain_values(value):
     "`value` as YAML has it: paths as text, sections as mappings, tuples as lists."
     if isinstance(value, Section):
@@ -329,12 +324,12 @@ def plain_values(value):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
-# %% ../nbs/00b_configfile.ipynb #c062
+# %% ../nbs/00b_configfile.ipynb #c059
 def to_yaml(cfg: Config) -> str:
     "The configuration in effect as YAML, every key written out."
     return yaml.safe_dump(plain_values(cfg), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
 
-# %% ../nbs/00b_configfile.ipynb #c063
+# %% ../nbs/00b_configfile.ipynb #c060
 def key_lines(info: KeyInfo, indent: str) -> list[str]:
     "The lines of one key in the template."
     unit = "" if info.unit == "-" else f"; {info.unit}"
@@ -344,7 +339,7 @@ def key_lines(info: KeyInfo, indent: str) -> list[str]:
                    initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
     return [*comment, f"{indent}{value}"]
 
-# %% ../nbs/00b_configfile.ipynb #c064
+# %% ../nbs/00b_configfile.ipynb #c061
 def section_lines(section: type[Section], prefix: str = "") -> list[str]:
     "The lines of a section in the template."
     indent, lines = "  " * (prefix.count(".")), []
@@ -357,14 +352,14 @@ def section_lines(section: type[Section], prefix: str = "") -> list[str]:
             lines += ["", f"{indent}# {inner.__doc__}", f"{indent}{name}:", *section_lines(inner, f"{prefix}{name}.")]
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c065
+# %% ../nbs/00b_configfile.ipynb #c062
 def template() -> str:
     "A configuration file with every key at its default, explained."
     head = ["# Configuration of tract7dt. Every key is shown with its default; keys you do not need may be left out.",
             "# Relative paths start at the folder of this file, those of products at outputs.work_dir."]
     return "\n".join([*head, *section_lines(Config)]) + "\n"
 
-# %% ../nbs/00b_configfile.ipynb #c068
+# %% ../nbs/00b_configfile.ipynb #c065
 def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> Path:
     "Write the template to `out`; an existing file is kept unless `force`."
     out = absolute(Path.cwd(), Path(out))
@@ -375,11 +370,17 @@ def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> 
     write_text(out, template())
     return out
 
-# %% ../nbs/00b_configfile.ipynb #c071
+# %% ../nbs/00b_configfile.ipynb #c068
+def snapshot_text(cfg: Config) -> str:
+    "The configuration in effect as a file, with the program's version and the file that the user wrote."
+    origin = f"\n# Read from {cfg.source}" if cfg.source else ""
+    return f"# Configuration in effect, tract7dt {__version__}{origin}\n{to_yaml(cfg)}"
+
+
 def snapshot(cfg: Config, work_dir: Path, now: datetime | None = None) -> Path:
-    "Copy the configuration file to `config_used_<time>.yaml` in `work_dir`; nothing is ever overwritten."
+    "Write the configuration in effect to `config_used_<time>.yaml` in `work_dir`; nothing is ever overwritten."
     stem = f"config_used_{now or datetime.now():%Y%m%d_%H%M%S}"
-    text = cfg.source.read_bytes() if cfg.source else to_yaml(cfg).encode()
+    text = snapshot_text(cfg).encode()
     work_dir.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

@@ -22,6 +22,7 @@ from .gaia_table import gaia_stars, load_gaia
 from .sky import Box, to_pixels
 from .tile import Tile, exclusion, near_saturation
 
+# %% ../nbs/20_gaia.ipynb #c002b
 log = logging.getLogger("tract7dt.gaia")
 
 # %% ../nbs/20_gaia.ipynb #c005

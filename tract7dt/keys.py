@@ -115,7 +115,6 @@ Lower, Upper = BeforeValidator(lower), BeforeValidator(upper)
 # %% ../nbs/00_keys.ipynb #c025
 def key(default, help: str, unit: str = "-", **facts):
     "An option with its default, its help text and its unit; `facts` are kept beside the unit."
-    help += " No effect in this version." if facts.get("idle") else ""
     return Field(default, description=help, json_schema_extra={"unit": unit, **facts})
 
 # %% ../nbs/00_keys.ipynb #c026

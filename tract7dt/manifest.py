@@ -17,6 +17,7 @@ from . import __version__
 from .errors import UserError
 from .files import Layout, fingerprint, write_json
 
+# %% ../nbs/32_manifest.ipynb #c002b
 PACKAGES = ("numpy", "scipy", "astropy", "photutils", "sep", "pandas")
 
 # %% ../nbs/32_manifest.ipynb #c005

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['log', 'STRIP_ROWS', 'BYTES_PER_STRIP_PIXEL', 'Tile', 'add_bright', 'Stack', 'strips', 'stack_strip', 'stack_bands',
-           'stack_workers', 'near_pixels', 'near_saturation', 'saturated_pixels', 'locate', 'exclusion', 'add_state',
-           'drop_result_columns', 'check_overlap', 'check_inputs', 'calibrate_weights', 'check_pixels', 'load_inputs',
-           'write_wcs']
+           'prepare_workers', 'stack_workers', 'near_pixels', 'near_saturation', 'saturated_pixels', 'locate',
+           'exclusion', 'add_state', 'drop_result_columns', 'check_overlap', 'check_inputs', 'calibrate_weights',
+           'warn_of_zipped', 'check_pixels', 'load_inputs', 'write_wcs', 'TileState', 'save_state', 'load_state']
 
 # %% ../nbs/12_tile.ipynb #c002
+import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +23,17 @@ from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 from .catalog import Catalog, read_catalog, valid_coordinates
-from .columns import INTERNAL_COLUMNS, result_columns
+from .columns import INTERNAL_COLUMNS, all_columns, as_declared, result_columns
 from .errors import Problems, list_some
-from .files import Layout, atomic_path
+from .files import Layout, atomic_path, read_csv, write_csv, write_json
 from .frames import Band, BandPixels, MaskBit, relative_factor
 from .gaia_table import check_gaia
 from .headers import read_bands
-from .machine import memory_bound_gb, worker_count
+from .machine import available_cpus, memory_bound_gb, worker_count
 from .sky import Box, to_pixels, to_sky
+from .text_tables import typed
 
+# %% ../nbs/12_tile.ipynb #c002b
 log = logging.getLogger("tract7dt.tile")
 
 # %% ../nbs/12_tile.ipynb #c005
@@ -157,6 +160,11 @@ def stack_bands(bands, workers: int = 1) -> Stack:
     return whole
 
 
+def prepare_workers(performance, bands: int) -> int:
+    "Threads for work that takes one band at a time."
+    return worker_count(performance.frame_prep_workers, min(bands, available_cpus()))
+
+
 def stack_workers(performance, shape: tuple[int, int]) -> int:
     "Threads for the stack: as configured, but no more strips at once than fit into a quarter of the memory."
     strip_gb = STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL / 1e9
@@ -269,15 +277,26 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     paths = None if problems.errors else {band.name: band.path for band in bands}
     catalog = read_catalog(cfg.inputs.input_catalog, paths, cfg.patch_run.gal_model, problems)
     check_gaia(cfg, list(paths or ()), problems)
+    warn_of_zipped(bands, problems)
     if not problems.errors:
         check_overlap(catalog.table, bands, cfg.inputs.input_catalog, problems)
     return bands, catalog, problems
 
 
-def calibrate_weights(bands, weight_type: str) -> tuple[Band, ...]:
-    "Bands whose relative weight maps are scaled to SKYSIG."
-    relative = weight_type == "relative"
-    return tuple(replace(b, weight_factor=relative_factor(b)) if b.weight and relative else b for b in bands)
+def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
+    "Bands whose relative weight maps are scaled to SKYSIG; `workers` threads read a map each."
+    def calibrated(band: Band) -> Band:
+        return replace(band, weight_factor=relative_factor(band)) if band.weight and weight_type == "relative" else band
+    with ThreadPoolExecutor(workers) as pool:
+        return tuple(pool.map(calibrated, bands))
+
+
+def warn_of_zipped(bands, problems: Problems) -> None:
+    "A warning about images in gzip files: a strip of rows cannot be read without unpacking all of them."
+    zipped = [image.path.name for band in bands for image in (band.source, band.weight) if image is not None and image.zipped]
+    if zipped:
+        problems.warn(f"{list_some(zipped)}: gzip files are unpacked again for every strip of rows that is read; "
+                      "unpack them once (gunzip), or use tile-compressed FITS (fpack)")
 
 
 def check_pixels(bands, finite: np.ndarray) -> None:
@@ -303,7 +322,7 @@ def load_inputs(cfg) -> Tile:
     for text in problems.warnings:
         log.warning(text)
     problems.raise_if_any()
-    bands = calibrate_weights(bands, cfg.inputs.weight_type)
+    bands = calibrate_weights(bands, cfg.inputs.weight_type, prepare_workers(cfg.performance, len(bands)))
     clock.append(time.perf_counter())
     stack = stack_bands(bands, stack_workers(cfg.performance, bands[0].crop.shape))
     check_pixels(bands, stack.finite)
@@ -335,3 +354,38 @@ def write_wcs(tile: Tile, layout: Layout) -> None:
     hdus[0].data = np.zeros((1, 1), np.uint8)
     with atomic_path(layout.wcs_fits) as path:
         hdus.writeto(path)
+
+# %% ../nbs/12_tile.ipynb #c033
+@dataclass(frozen=True)
+class TileState:
+    "What is left of a tile when its pixels are not needed any more; see `Tile` for the fields."
+    catalog: pd.DataFrame
+    wcs: WCS
+    band_names: tuple[str, ...]
+    spelling: dict[str, str]
+    has_ids: bool
+
+
+def save_state(tile: Tile, layout: Layout, fingerprint: str) -> None:
+    "Keep what the merge needs to know of a tile; `fingerprint` stands for settings and inputs."
+    layout.tile_state.unlink(missing_ok=True)
+    write_csv(layout.tile_catalog, tile.catalog)
+    write_json(layout.tile_state, {"fingerprint": fingerprint, "bands": tile.band_names, "shape": tile.shape, "zp_ref": tile.zp_ref,
+                                   "spelling": tile.spelling, "has_ids": tile.has_ids})
+
+
+def load_state(layout: Layout, fingerprint: str, cfg) -> TileState | None:
+    "The kept state of a tile; None when there is none of this `fingerprint`."
+    if not (layout.tile_state.exists() and layout.tile_catalog.exists()):
+        return None
+    kept = json.loads(layout.tile_state.read_text(encoding="utf-8"))
+    if kept["fingerprint"] != fingerprint:
+        return None
+    problems = Problems()
+    bands = read_bands(cfg, problems)
+    problems.raise_if_any()
+    text = read_csv(layout.tile_catalog)
+    declared = all_columns(kept["bands"])
+    known = {c.name for c in declared} | set(INTERNAL_COLUMNS)
+    table = as_declared(text.assign(**{name: typed(text[name]) for name in text if name not in known}), declared)
+    return TileState(table, bands[0].working_wcs, tuple(kept["bands"]), kept["spelling"], kept["has_ids"])

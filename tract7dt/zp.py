@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
+from .columns import column_for
 from .files import Layout, write_csv
 
+# %% ../nbs/53_zp.ipynb #c002b
 log = logging.getLogger(__name__)
 MAG_PER_LN = 2.5 / np.log(10)
 MIN_SNR = 10.0
@@ -88,11 +90,12 @@ def band_stars(catalog: pd.DataFrame, gaia: pd.DataFrame, band: str) -> pd.DataF
     stars = point_sources_with_gaia(catalog)
     mags = gaia.drop_duplicates("source_id").set_index("source_id")[f"mag_{band}"]
     flux, error = stars[f"FLUX_{band}_fit"].astype(float), stars[f"FLUXERR_{band}_fit"].astype(float)
+    x, y, reliable = (stars[column_for(catalog, name, band)] for name in ("x_pix_white_fit", "y_pix_white_fit", "fit_is_reliable"))
     table = pd.DataFrame({
         "ID": stars["ID"] if "ID" in stars else stars.index.astype(str), "gaia_source_id": stars["gaia_source_id"],
-        "x": stars["x_pix_white_fit"], "y": stars["y_pix_white_fit"],
+        "x": x, "y": y,
         "gaiaxp_mag": stars["gaia_source_id"].map(mags).astype(float), "flux": flux, "fluxerr": error,
-        "is_usable": stars["fit_is_reliable"].astype(bool) & (flux > MIN_SNR * error) & np.isfinite(error)
+        "is_usable": reliable.astype(bool) & (flux > MIN_SNR * error) & np.isfinite(error)
         & (stars[f"fracflux_{band}_fit"].astype(float) < MAX_FRACFLUX),
     })
     table = table[np.isfinite(table["gaiaxp_mag"]) & (table["flux"] > 0)].reset_index(drop=True)

@@ -169,7 +169,7 @@ def residual_equations(stamps: StarStamps, theta, grid, grid_step, state: StarSt
     residual = flat(stamps.data) - state.flux[:, None] * smooth - around - state.sky[:, None]
     jacobian = nuisance_jacobian(psf, slopes, state)
     nuisance, own = normal_equations(jacobian, weights, residual)
-    nuisance = nuisance + np.eye(4) * 1e-300
+    nuisance = nuisance + np.eye(4) * (1e-12 * np.einsum("nii->n", nuisance)[:, None, None] + 1e-300)
     scale = star_weights(chi2_of(weights, residual, light - state.flux[:, None] * smooth, stamps.half))
     inner = inner_pixels(stamps.half, half + 1)
     total, vector = np.zeros((len(modes),) * 2), np.zeros(len(modes))
@@ -248,8 +248,9 @@ def fit_cells(h, g, cell, ncells: int) -> CellOffsets:
 
 # %% ../../nbs/23b_psf_bandfit.ipynb #c016
 def bad_fit(chi2):
-    "Stars whose chi-square exceeds 3 and four times the median."
-    return chi2 > max(3.0, 4 * float(np.median(chi2)))
+    "Stars whose chi-square exceeds 3 and four times the median of the finite ones; infinite: their core is hidden."
+    seen = np.isfinite(chi2)
+    return ~seen | (chi2 > max(3.0, 4 * float(np.median(chi2[seen])) if seen.any() else 3.0))
 
 # %% ../../nbs/23b_psf_bandfit.ipynb #c019
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ def settle(stamps: StarStamps, neighbours: Neighbours, theta, grid, step: float,
     images = neighbour_images(neighbours, theta, state, stamps.half)
     state = fit_stars(stamps, theta, grid, step, state, images, iterations=3)
     images = neighbour_images(neighbours, theta, state, stamps.half)
-    return state, mask_extended(stamps, neighbours, images, state), images
+    return state, mask_extended(stamps, neighbours, images, theta, state), images
 
 
 def residual_rounds(stars: BandStars, core: CoreFit, shape, step: float):
@@ -451,11 +452,12 @@ def residual_numbers(stamps: StarStamps, theta, grid, step: float, state: StarSt
 
 
 def cleaned_stamps(stars: BandStars, theta, grid, step: float):
-    "Stamps [N, n, n] without sky and neighbours, NaN where a pixel is not good; and the stars' fluxes, dx, dy."
+    "Stamps [N, n, n] without neighbours, NaN where a pixel is not good; the stars that the PSF sees there; and the stars' state."
     state = start_state(stars.stamps, stars.flux, stars.neighbours.present.shape[1])
     state, stamps, images = settle(stars.stamps, stars.neighbours, theta, grid, step, state)
-    clean = flat(stamps.data) - neighbour_light(images, state) - state.sky[:, None]
-    return np.where(stamps.good, clean.reshape(stamps.data.shape), np.nan), state.flux, state.dx, state.dy
+    clean = flat(stamps.data) - neighbour_light(images, state)
+    star = state.flux[:, None] * psf_images(theta, grid, step, state, stamps.half)[0]
+    return np.where(stamps.good, clean.reshape(stamps.data.shape), np.nan), star.reshape(stamps.data.shape), state
 
 
 def masked_mean(values, keep):

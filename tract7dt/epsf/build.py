@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'UNLISTED', 'REPORTED', 'WORKER_BYTES_PER_PIXEL', 'PHOTUTILS_KEYS', 'OLD_KEYS', 'effective_mode',
-           'catalog_positions', 'white_fwhm', 'list_sources', 'in_magnitude_range', 'load_frame', 'background_numbers',
-           'seen_fwhm', 'survey_task', 'fit_task', 'listed_stars', 'few_stars', 'with_report', 'fit_warnings',
-           'Outcome', 'attempt', 'run_tasks', 'outcome_of', 'band_workers', 'band_pool', 'BandFailure', 'EPSFGrid',
-           'idle_keys', 'build_models', 'star_verdict', 'build_epsf', 'cells_of', 'given_epsf', 'assemble',
+           'catalog_positions', 'white_fwhm', 'list_sources', 'in_magnitude_range', 'Pixels', 'read_pixels',
+           'background_numbers', 'seen_fwhm', 'survey_task', 'fit_task', 'listed_stars', 'few_stars', 'with_report',
+           'fit_warnings', 'Outcome', 'attempt', 'run_tasks', 'outcome_of', 'band_workers', 'band_pool', 'BandFailure',
+           'EPSFGrid', 'idle_keys', 'build_models', 'star_verdict', 'build_epsf', 'cells_of', 'given_epsf', 'assemble',
            'write_epsf', 'summary_order', 'remove_stale']
 
 # %% ../../nbs/26_epsf.ipynb #c002
@@ -84,8 +84,17 @@ def in_magnitude_range(sources: SourceList, band: str, gaia, wcs, settings) -> n
     return inside
 
 # %% ../../nbs/26_epsf.ipynb #c009
-def load_frame(band: Band, settings):
-    "Pixels of a band without background, and the numbers of its background by cell tag."
+@dataclass(frozen=True)
+class Pixels:
+    "A band without its background, the map [H, W] that was taken off, its local noise, and the pixels hidden from it."
+    frame: BandFrame
+    background: np.ndarray
+    noise: np.ndarray
+    hidden: np.ndarray
+
+
+def read_pixels(band: Band, settings) -> Pixels:
+    "Read a band and take its background off."
     pixels = band.read()
     image = np.ascontiguousarray(pixels.image, dtype=np.float32)
     saturated = (pixels.mask & MaskBit.SATURATED) > 0
@@ -95,16 +104,14 @@ def load_frame(band: Band, settings):
     back, rms, hidden = np.zeros_like(image), np.zeros_like(image), np.zeros(image.shape, bool)
     if settings.background_subtract_patch and good.any():
         back, rms, hidden = background_map(image, good, pixels.sky_sigma, settings)
-    numbers = {cell.tag: background_numbers(cell, back, rms, hidden, settings.background_subtract_patch)
-               for cell in make_cells(image.shape, settings.epsf_ngrid)}
-    return BandFrame(image - back, good, saturated, pixels.sky_sigma, band.gain_scaled), numbers
+    return Pixels(BandFrame(image - back, good, saturated, pixels.sky_sigma, band.gain_scaled), back, rms, hidden)
 
 
-def background_numbers(cell: Cell, back, rms, hidden, done: bool) -> dict[str, object]:
+def background_numbers(pixels: Pixels, cell: Cell, done: bool) -> dict[str, object]:
     "Background of a cell in scaled counts."
-    level, noise = back[cell.box.slices], rms[cell.box.slices]
+    level, noise, hidden = (image[cell.box.slices] for image in (pixels.background, pixels.noise, pixels.hidden))
     return {"patch_bkg_median": np.median(level), "patch_bkg_mean": level.mean(), "patch_bkg_rms_median": np.median(noise),
-            "patch_bkg_rms_mean": noise.mean(), "patch_bkg_mask_frac": hidden[cell.box.slices].mean(),
+            "patch_bkg_rms_mean": noise.mean(), "patch_bkg_mask_frac": hidden.mean(),
             "patch_bkg_status": "ok" if done else "disabled"}
 
 
@@ -122,7 +129,9 @@ def seen_fwhm(frame: BandFrame, sources: SourceList, default_fwhm_pix: float) ->
 
 def survey_task(band: Band, sources: SourceList, settings, mode: str, in_range, default_fwhm_pix: float):
     "Read a band and measure the list; returns its survey and its background numbers."
-    frame, numbers = load_frame(band, settings)
+    pixels = read_pixels(band, settings)
+    frame, cells = pixels.frame, make_cells(pixels.frame.image.shape, settings.epsf_ngrid)
+    numbers = {cell.tag: background_numbers(pixels, cell, settings.background_subtract_patch) for cell in cells}
     known = band.fwhm_pix is not None and np.isfinite(band.fwhm_pix) and band.fwhm_pix > 0
     fwhm = float(band.fwhm_pix) if known else seen_fwhm(frame, sources, default_fwhm_pix)
     return survey_band(band.name, frame, sources, fwhm, settings, mode, in_range), numbers
@@ -171,7 +180,7 @@ REPORTED = ("flux", "sky", "chi2", "core_resid", "annulus_resid", "resid", "resi
 
 
 def with_report(table: pd.DataFrame, rows, fit: BandFit) -> pd.DataFrame:
-    "The list with what the fit found; stars that it dropped get the reason `chi2`."
+    "The list with what the fit found; stars that it dropped get the reason `chi2`, or `crowded` where neighbours hide their core."
     report = fit.report
     values = {name: getattr(report, name) for name in REPORTED} | {"dlnf": report.change[:, 0]}
     values["de"] = np.hypot(report.change[:, 1], report.change[:, 2])
@@ -179,14 +188,14 @@ def with_report(table: pd.DataFrame, rows, fit: BandFit) -> pd.DataFrame:
     for name, value in values.items():
         table.loc[rows, name] = value
     dropped = rows[~fit.used]
-    table.loc[dropped, "reason"] = "chi2"
+    table.loc[dropped, "reason"] = np.where(np.isinf(report.chi2[~fit.used]), "crowded", "chi2")
     table.loc[dropped, "accepted"] = False
     return table
 
 
 def fit_warnings(fit: BandFit, settings) -> tuple[str, ...]:
     "What a user should know about a band's PSF."
-    fwhm = float(np.exp(fit.psf.theta(fit.psf.shape[1] / 2, fit.psf.shape[0] / 2)[0]))
+    fwhm = fit.psf.fwhm(fit.psf.shape[1] / 2, fit.psf.shape[0] / 2)
     notes = []
     if fit.psf.rejected_fraction > 0.3:
         notes.append(f"{fit.psf.rejected_fraction:.0%} of the stars do not fit the model: suspect the model")
@@ -284,9 +293,10 @@ class EPSFGrid:
         return self.table().round(4).to_html(index=False)
 
 
-PHOTUTILS_KEYS = ("recenter_boxsize", "do_clip", "maxiters")
-OLD_KEYS = ("q_range", "min_sep", "minarea", "star_local_bkg_subtract", "star_local_bkg_annulus_rin_pix",
-            "star_local_bkg_annulus_rout_pix", "star_local_bkg_sigma", "star_local_bkg_minpix")
+PHOTUTILS_KEYS = (
+    "recenter_boxsize", "do_clip", "maxiters", "star_local_bkg_subtract", "star_local_bkg_annulus_rin_pix",
+    "star_local_bkg_annulus_rout_pix", "star_local_bkg_sigma", "star_local_bkg_minpix")
+OLD_KEYS = ("q_range", "min_sep", "minarea")
 
 
 def idle_keys(settings) -> list[str]:

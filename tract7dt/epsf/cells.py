@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .bandfit import WIDE_RANGE
-from .core import E1, E2, LNF
+from .core import E1, E2, image_fwhm
 from .model import BandPSF, enclosed_flux, growth_radii
 from ..sky import Cell
 
@@ -130,7 +130,7 @@ def shape_numbers(psf: BandPSF, x: float, y: float, stamp, oversamp: int) -> dic
     r50, r80, r90 = growth_radii(stamp) / oversamp
     enclosed = enclosed_flux(stamp, np.multiply(ENCLOSED_RADII, oversamp))
     return {
-        "fwhm_pix": float(np.exp(theta[LNF])), "e1": float(theta[E1]), "e2": float(theta[E2]),
+        "fwhm_pix": image_fwhm(theta), "e1": float(theta[E1]), "e2": float(theta[E2]),
         "beta": float(1 + np.exp(psf.ln_beta)), "wing_fraction": psf.wide, "g_amplitude": psf.residual_amplitude,
         "delta_lnfwhm": float(psf.cell_offset[index, 0]) if own else 0.0,
         "delta_lnfwhm_err": offset_error(psf, index), "r50": r50, "r80": r80, "r90": r90,

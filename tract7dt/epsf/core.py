@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['WIDE_RATIO', 'WIDE_BETA', 'LNF', 'E1', 'E2', 'LNB', 'WIDE', 'BY_X', 'BY_Y', 'BY_LNF', 'BY_E1', 'BY_E2', 'BY_LNB',
-           'BY_WIDE', 'GRID_HALF', 'CORRELATION_LENGTH', 'MODES', 'moffat', 'elliptical_radius2', 'core', 'core_value',
-           'offsets', 'grid_half', 'dirichlet', 'shift_matrix', 'evaluate_grid', 'taper', 'residual_modes']
+           'BY_WIDE', 'CURVED', 'PIXEL_X', 'PIXEL_Y', 'PIXEL_WEIGHTS', 'PIXEL_WIDTH2', 'GRID_HALF',
+           'CORRELATION_LENGTH', 'MODES', 'moffat', 'elliptical_radius2', 'point_core', 'point_value', 'curved', 'core',
+           'core_value', 'image_fwhm', 'fwhm_before_pixel', 'offsets', 'grid_half', 'dirichlet', 'shift_matrix',
+           'evaluate_grid', 'taper', 'residual_modes']
 
 # %% ../../nbs/22_psf_core.ipynb #c002
 import numpy as np
@@ -57,22 +59,8 @@ def elliptical_radius2(e1, e2, x, y):
     return q, by_e1, by_e2, 2 * ((1 - e1) * x - e2 * y) / s, 2 * ((1 + e1) * y - e2 * x) / s
 
 
-def core(theta, x, y):
-    """Core of unit flux at pixel offsets from its centre, with derivatives.
-
-    Parameters
-    ----------
-    theta : array [..., 5]
-        ln FWHM (pix), e1, e2, ln(beta - 1), share of the wide part.
-    x, y : arrays [..., P], pix
-        Offsets of the pixels from the centre of the star.
-
-    Returns
-    -------
-    value : array [..., P]
-    derivatives : array [..., 7, P]
-        By the position of the star (x, y) and the five numbers of `theta`.
-    """
+def point_core(theta, x, y):
+    "Value [..., P] and derivatives [..., 7, P] of the core at points, the pixel not integrated; arguments as in `core`."
     lnf, e1, e2, lnb, wide = (theta[..., i, None] for i in range(5))
     rho2, rho2_e1, rho2_e2, rho2_x, rho2_y = elliptical_radius2(e1, e2, x, y)
     fwhm, excess = np.exp(lnf), np.exp(lnb)
@@ -84,9 +72,9 @@ def core(theta, x, y):
         slope * rho2_e1, slope * rho2_e2, (1 - wide) * near_beta * excess, far - near], axis=-2)
     return (1 - wide) * near + wide * far, derivatives
 
-# %% ../../nbs/22_psf_core.ipynb #c010
-def core_value(theta, x, y):
-    "The value of `core` without its derivatives, array [..., P]."
+
+def point_value(theta, x, y):
+    "The value of `point_core` without its derivatives, several times cheaper."
     lnf, e1, e2, lnb, wide = (theta[..., i, None] for i in range(5))
     rho2 = ((1 - e1) * x**2 - 2 * e2 * x * y + (1 + e1) * y**2) / np.sqrt(1 - e1**2 - e2**2)
     beta, fwhm2 = 1 + np.exp(lnb), np.exp(2 * lnf)
@@ -95,14 +83,75 @@ def core_value(theta, x, y):
     near = (beta - 1) / (np.pi * near2) * np.exp(-beta * np.log1p(rho2 / near2))
     return (1 - wide) * near + wide * (WIDE_BETA - 1) / (np.pi * far2) / (1 + rho2 / far2) ** 2
 
-# %% ../../nbs/22_psf_core.ipynb #c013
+# %% ../../nbs/22_psf_core.ipynb #c010
+CURVED = 8.0
+PIXEL_X, PIXEL_Y = (g.ravel() for g in np.meshgrid(*[np.sqrt(0.15) * np.array([-1.0, 0.0, 1.0])] * 2))
+PIXEL_WEIGHTS = np.outer(*[np.array([5.0, 8.0, 5.0]) / 18] * 2).ravel()
+
+
+def curved(theta, x, y):
+    "Which of the points [..., P] need the integral, their five numbers [K, 5], and their 9 points x, y [K, 9]."
+    shape = np.broadcast_shapes(np.shape(x), np.shape(y), (*theta.shape[:-1], 1))
+    x, y = np.broadcast_to(x, shape), np.broadcast_to(y, shape)
+    where = np.nonzero(np.maximum(np.abs(x), np.abs(y)) <= CURVED)
+    numbers = np.broadcast_to(theta, (*shape[:-1], theta.shape[-1]))[where[:-1]]
+    return where, numbers, x[where][:, None] + PIXEL_X, y[where][:, None] + PIXEL_Y
+
+
+def core(theta, x, y):
+    """Core of unit flux in pixels at offsets from its centre, with derivatives.
+
+    Parameters
+    ----------
+    theta : array [..., 5]
+        ln FWHM (pix), e1, e2, ln(beta - 1), share of the wide part.
+    x, y : arrays [..., P], pix
+        Offsets of the pixels' centres from the centre of the star.
+
+    Returns
+    -------
+    value : array [..., P]
+    derivatives : array [..., 7, P]
+        By the position of the star (x, y) and the five numbers of `theta`.
+    """
+    value, derivatives = point_core(theta, x, y)
+    where, *points = curved(theta, x, y)
+    fine_value, fine_derivatives = point_core(*points)
+    value[where] = fine_value @ PIXEL_WEIGHTS
+    np.moveaxis(derivatives, -2, -1)[where] = fine_derivatives @ PIXEL_WEIGHTS
+    return value, derivatives
+
+
+def core_value(theta, x, y):
+    "The value of `core` without its derivatives, array [..., P]."
+    value = point_value(theta, x, y)
+    where, *points = curved(theta, x, y)
+    value[where] = point_value(*points) @ PIXEL_WEIGHTS
+    return value
+
+# %% ../../nbs/22_psf_core.ipynb #c014
+PIXEL_WIDTH2 = 0.74
+
+
+def image_fwhm(theta) -> float:
+    "FWHM (pix) of a star's image in pixels, mean of both axes."
+    radius = np.linspace(0.0, 2 + 1.5 * np.exp(theta[LNF]), 200)
+    profiles = core_value(theta, radius, 0.0), core_value(theta, 0.0, radius)
+    return float(sum(np.interp(-0.5, -profile / profile[0], radius) for profile in profiles))
+
+
+def fwhm_before_pixel(fwhm_pix: float) -> float:
+    "FWHM (pix) before the pixel of a star that is seen with a given FWHM; at least half of it."
+    return float(np.sqrt(max(fwhm_pix**2 - PIXEL_WIDTH2, 0.25 * fwhm_pix**2)))
+
+# %% ../../nbs/22_psf_core.ipynb #c018
 def offsets(half: int, step: float = 1.0):
     "Flat arrays x, y (pix) of a square grid around 0 that reaches `half` pixels to each side."
     axis = np.arange(-round(half / step), round(half / step) + 1) * step
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return x.ravel(), y.ravel()
 
-# %% ../../nbs/22_psf_core.ipynb #c016
+# %% ../../nbs/22_psf_core.ipynb #c021
 GRID_HALF = 9
 
 
@@ -142,7 +191,7 @@ def shift_matrix(shift, half: int, grid_half: int, step: float = 1.0, pixel: flo
     matrix = dirichlet(pixels[..., None] / step - nodes, 2 * reach + 1)
     return np.where(np.abs(pixels)[..., None] <= grid_half + 0.5, matrix, 0.0)
 
-# %% ../../nbs/22_psf_core.ipynb #c019
+# %% ../../nbs/22_psf_core.ipynb #c024
 def evaluate_grid(grid, x, y, half: int, step: float = 1.0, pixel: float = 1.0):
     """The residual grid as seen by stars at sub-pixel positions.
 
@@ -160,9 +209,9 @@ def evaluate_grid(grid, x, y, half: int, step: float = 1.0, pixel: float = 1.0):
     rows = shift_matrix(y, half, reach, step, pixel)
     columns = shift_matrix(x, half, reach, step, pixel)
     images = rows @ grid @ np.swapaxes(columns, -1, -2)
-    return images.reshape(*images.shape[:-2], -1)
+    return images.reshape(*images.shape[:-2], images.shape[-2] * images.shape[-1])
 
-# %% ../../nbs/22_psf_core.ipynb #c022
+# %% ../../nbs/22_psf_core.ipynb #c027
 CORRELATION_LENGTH = 0.42
 MODES = 150
 

@@ -18,7 +18,7 @@ from astropy.io import fits
 from astropy.table import Table
 from scipy.linalg import block_diag
 
-from .core import BY_LNF, core, core_value, evaluate_grid, offsets
+from .core import BY_LNF, core, core_value, evaluate_grid, fwhm_before_pixel, image_fwhm, offsets
 from ..errors import UserError
 from ..files import atomic_path
 from ..sky import cell_index, make_cells
@@ -89,13 +89,16 @@ class BandPSF:
         "Whether the cell at a position has stars enough, and so an offset of its own."
         return self.cell_nstars[self.cell(x, y)] >= max(1, min_nstars)
 
-    def theta(self, x: float, y: float, min_nstars: int = 0) -> np.ndarray:
-        "The five numbers of the core at a position; the cell's offset counts if it has `min_nstars` stars."
-        terms = polynomial_terms(x, y, self.shape, self.degree)
-        shape = self.coef @ terms
-        if self.has_offset(x, y, min_nstars):
-            shape = shape + self.cell_offset[self.cell(x, y)]
+    def theta(self, x: float, y: float, min_nstars: int = 0, within: tuple[float, float] | None = None) -> np.ndarray:
+        "The five numbers of the core at a position; the offset of its cell (that of the place `within`) counts if it has `min_nstars` stars."
+        shape, place = self.coef @ polynomial_terms(x, y, self.shape, self.degree), within or (x, y)
+        if self.has_offset(*place, min_nstars):
+            shape = shape + self.cell_offset[self.cell(*place)]
         return np.append(shape, [self.ln_beta, self.wide])
+
+    def fwhm(self, x: float, y: float, min_nstars: int = 0) -> float:
+        "FWHM (pix) of a star's image at a position; `exp(theta[0])` is that before the pixel."
+        return image_fwhm(self.theta(x, y, min_nstars))
 
     def stamp(self, x: float, y: float, size: int = 55, oversamp: int = 1, min_nstars: int = 0) -> np.ndarray:
         """The PSF at a position, as a square image with an odd side, centred on the middle pixel.
@@ -115,11 +118,39 @@ class BandPSF:
         -------
         float64 array whose sum is `oversamp**2`
         """
-        index = int(self.fixed_index[self.cell(x, y)])
-        if index >= 0 and (self.source == "given" or self.has_offset(x, y, min_nstars)):
-            return centre_crop(self.fixed[index], (size - 1) * oversamp + 1, oversamp)
-        image = sample_psf(self.theta(x, y, min_nstars), self.residual, self.residual_step, size, oversamp)
+        if self.is_fixed(x, y, min_nstars):
+            return centre_crop(self.fixed[self.fixed_index[self.cell(x, y)]], (size - 1) * oversamp + 1, oversamp)
+        return self.evaluated(self.theta(x, y, min_nstars), size, oversamp)
+
+    def is_fixed(self, x: float, y: float, min_nstars: int = 0) -> bool:
+        "Whether the cell at a position has one stamp for all of it, not evaluated from the model."
+        stored = self.fixed_index[self.cell(x, y)] >= 0
+        return bool(stored and (self.source == "given" or self.has_offset(x, y, min_nstars)))
+
+    def evaluated(self, theta, size: int, oversamp: int) -> np.ndarray:
+        "The stamp of a core with the band's residual; arguments as in `stamp`."
+        image = sample_psf(theta, self.residual, self.residual_step, size, oversamp)
         return image * (oversamp**2 / image.sum())
+
+    def gradient(self, x: float, y: float, reach: tuple[float, float], size: int = 55, oversamp: int = 1, min_nstars: int = 0) -> np.ndarray | None:
+        """How the stamp changes around a position, per pixel in x and in y.
+
+        Parameters
+        ----------
+        reach : (dx, dy), pix
+            Distances of the places that are compared. The offset of the position's own cell counts at all of them, so that
+            a cell's edge within reach leaves no step.
+
+        Returns
+        -------
+        float64 array [2, n, n], or None where the PSF is the same all around
+        """
+        if self.is_fixed(x, y, min_nstars) or self.degree == 0:
+            return None
+        def change(dx, dy):
+            after, before = (self.evaluated(self.theta(x + s * dx, y + s * dy, min_nstars, within=(x, y)), size, oversamp) for s in (1, -1))
+            return (after - before) / (2 * max(dx, dy))
+        return np.stack([change(reach[0], 0.0), change(0.0, reach[1])])
 
     def source_at(self, x: float, y: float, min_nstars: int = 0) -> str:
         "Where a stamp comes from: `cell+band`, `band`, `analytic` or `given`."
@@ -215,15 +246,15 @@ def analytic_psf(band: str, shape: tuple[int, int], ngrid: int, fwhm_pix: float,
     cells = ngrid * ngrid
     return BandPSF(
         band=band, shape=tuple(shape), ngrid=ngrid, source="analytic",
-        coef=np.array([[np.log(fwhm_pix)], [0.0], [0.0]]), coef_cov=np.diag([0.1, 0.05, 0.05, 0.5, 0.06]) ** 2,
+        coef=np.array([[np.log(fwhm_before_pixel(fwhm_pix))], [0.0], [0.0]]), coef_cov=np.diag([0.1, 0.05, 0.05, 0.5, 0.06]) ** 2,
         ln_beta=float(np.log(ANALYTIC_BETA - 1)), wide=ANALYTIC_WIDE,
         residual=np.zeros((1, 1)), residual_step=1.0, residual_amplitude=0.0, tau=0.0,
         cell_offset=np.zeros((cells, 3)), cell_info=np.zeros((cells, 3, 3)), cell_nstars=np.zeros(cells, int),
         cell_snr=np.zeros(cells), fixed=NO_FIXED, fixed_index=np.full(cells, -1), nstars=0, rejected_fraction=0.0,
         stars=empty_stars() if stars is None else stars, warnings=tuple(warnings))
 
-# %% ../../nbs/22b_psf_model.ipynb #c018
-PRODUCT = "tract7dt psf model"
+# %% ../../nbs/22b_psf_model.ipynb #c020
+PRODUCT = "tract7dt psf model 2"
 HEADER_CARDS = {
     "band": "BAND", "ngrid": "NGRID", "source": "SOURCE", "ln_beta": "LNBETA", "wide": "WIDE", "residual_step": "RESSTEP",
     "residual_amplitude": "RESAMP", "tau": "TAU", "nstars": "NSTARS", "rejected_fraction": "REJFRAC",
@@ -272,7 +303,7 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         stars=pd.DataFrame({name: native(stars[name]).astype(kind) for name, kind in STAR_COLUMNS.items()}),
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]))
 
-# %% ../../nbs/22b_psf_model.ipynb #c021
+# %% ../../nbs/22b_psf_model.ipynb #c023
 def enclosed_flux(stamp, radii) -> np.ndarray:
     "Share of the stamp's sum within circles of the given radii (pix) around its centre."
     image = np.ascontiguousarray(stamp, dtype=float)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .build import load_frame
+from .build import read_pixels
 from .model import BandPSF
 from .starfit import cut_stamps, fit_stars, flat, psf_images, start_state
 from ..frames import Band
@@ -53,7 +53,7 @@ def stack_residuals(band: Band, psf: BandPSF, settings, cell_tag: str | None = N
     stars = stars.sort_values(["snr", "x"], ascending=False).head(most)
     if stars.empty or not (stars.flux > 0).all():
         return None
-    frame, _ = load_frame(band, settings)
+    frame = read_pixels(band, settings).frame
     stamps = cut_stamps(frame.image, frame.good & ~frame.saturated, frame.sky_sigma, frame.gain, stars.x.to_numpy(),
                         stars.y.to_numpy(), np.arange(len(stars)), half)
     theta = np.array([psf.theta(x, y) for x, y in zip(stars.x, stars.y)])

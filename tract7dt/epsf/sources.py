@@ -16,7 +16,7 @@ from scipy.ndimage import binary_dilation
 from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
-from .core import core_value, offsets
+from .core import core_value, fwhm_before_pixel, offsets
 from .model import ANALYTIC_BETA, ANALYTIC_WIDE
 
 # %% ../../nbs/24_psf_sources.ipynb #c005
@@ -157,7 +157,7 @@ def leak_table(fwhm_pix: float, radius: float):
     "Share of a star's light inside an aperture of `radius` whose centre is 0, 0.5, 1, ... `LEAK_REACH` pixels away."
     half = int(LEAK_REACH + radius + 4)
     x, y = offsets(half)
-    theta = np.array([np.log(fwhm_pix), 0, 0, np.log(ANALYTIC_BETA - 1), ANALYTIC_WIDE])
+    theta = np.array([np.log(fwhm_before_pixel(fwhm_pix)), 0, 0, np.log(ANALYTIC_BETA - 1), ANALYTIC_WIDE])
     image = core_value(theta, x, y).reshape(2 * half + 1, -1)
     distance = np.arange(0, LEAK_REACH + 0.5, 0.5)
     return distance, sep.sum_circle(image, half + distance, np.full(len(distance), half), radius)[0]

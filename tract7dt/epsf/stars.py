@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bandfit import CoreFit, degree_for, fit_core, spread, start_values, terms_degree
-from .core import offsets
+from .core import fwhm_before_pixel, offsets
 from .model import ANALYTIC_WIDE, polynomial_terms
 from .sources import BandFrame, SourceList, aperture_fluxes, crowding
 from .starfit import (
@@ -202,7 +202,7 @@ class ShapeTest:
 
 def header_core(fwhm_pix: float) -> np.ndarray:
     "The core that the header's FWHM suggests."
-    return np.array([np.log(fwhm_pix), 0, 0, 0.9, ANALYTIC_WIDE])
+    return np.array([np.log(fwhm_before_pixel(fwhm_pix)), 0, 0, 0.9, ANALYTIC_WIDE])
 
 
 def neighbours_of(survey: BandSurvey, sources: SourceList, rows) -> Neighbours:

@@ -37,6 +37,8 @@ FLAGS = (
     FlagInfo("mostly_masked", False, "more than half of the profile is masked or outside in a band with data"),
     FlagInfo("start_clipped", False, "a start value was outside the range of the model and was clipped into it"),
     FlagInfo("near_unmodelled", False, "bright light that belongs to no source in the list was found within its footprint and ignored"),
+    FlagInfo("blended", False, "some flux is shared with a neighbour that is hardly resolved, or depends on a shape as much: marginal error "
+             "more than 4 times the conditional one; the error is right for most, but large deviations are more frequent than it says"),
 )
 
 # %% ../../nbs/40_flags.ipynb #c007

@@ -96,7 +96,7 @@ def piece_problem(problem: FitProblem, piece: Piece) -> FitProblem:
     x, y = members.x - w.x0, members.y - w.y0
     inside = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
     held = {name: getattr(members, name) | ~(piece.own | inside) for name in ("fix_position", "fix_size", "fix_shape", "fix_n")}
-    bands = tuple(replace(band, image=band.image[w.slices], invvar=band.invvar[w.slices]) for band in problem.bands)
+    bands = tuple(replace(band, image=band.image[w.slices], invvar=band.invvar[w.slices], psf=band.psf.moved(w.x0, w.y0)) for band in problem.bands)
     return FitProblem(bands, replace(members, x=x, y=y, **held), problem.options)
 
 # %% ../../nbs/49a_pieces.ipynb #c018
@@ -145,14 +145,24 @@ def _whole_model(problem, pieces, results) -> np.ndarray:
     return model
 
 # %% ../../nbs/49a_pieces.ipynb #c025
+def _all_ignored(pieces, results, ignored) -> np.ndarray:
+    "Pixels ignored from the beginning, and those that the piece in whose region they are came to ignore, bool [H, W]."
+    out = ignored.copy()
+    for piece, result in zip(pieces, results):
+        part = piece.region.clip(piece.window)
+        if not part.empty:
+            out[part.slices] |= result.ignored[part.within(piece.window)]
+    return out
+
+# %% ../../nbs/49a_pieces.ipynb #c026
 def _total_chi2(problem, model, ignored) -> np.ndarray:
-    "Chi-square of all good pixels of each band."
+    "Chi-square of all good pixels of each band, in units of the sky noise."
     return np.array([np.einsum("ij,ij,ij->", r, r, band.invvar, dtype=float)
                      for band, r in ((band, (band.image - m) * ~ignored) for band, m in zip(problem.bands, model))])
 
-# %% ../../nbs/49a_pieces.ipynb #c026
+# %% ../../nbs/49a_pieces.ipynb #c027
 def join(problem: FitProblem, pieces, results, ignored) -> FitResult:
-    "Result of the whole problem from those of its pieces; `ignored` pixels [H, W] do not count in chi-square."
+    "Result of the whole problem from those of its pieces; `ignored` [H, W]: pixels ignored from the beginning."
     count = len(problem.sources)
     columns = {name: _gathered(name, pieces, results, count) for name in PER_SOURCE}
     for name, origin in (("x", "x0"), ("y", "y0")):
@@ -165,6 +175,6 @@ def join(problem: FitProblem, pieces, results, ignored) -> FitResult:
         for s, k in zip(piece.members[piece.own], np.flatnonzero(piece.own)):
             at_bound[s] = result.at_bound[k]
     sky, sky_err = _mean_sky(pieces, results)
-    model = _whole_model(problem, pieces, results)
-    return FitResult(**columns, sky=sky, sky_err=sky_err, at_bound=tuple(at_bound), model=model, pieces=len(pieces),
+    model, ignored = _whole_model(problem, pieces, results), _all_ignored(pieces, results, ignored)
+    return FitResult(**columns, sky=sky, sky_err=sky_err, at_bound=tuple(at_bound), model=model, pieces=len(pieces), ignored=ignored,
                      chi2_total=_total_chi2(problem, model, ignored), iterations=max(r.iterations for r in results))

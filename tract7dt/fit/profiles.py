@@ -16,7 +16,7 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 from scipy.special import gammainc, j0, j1
 
-from .problem import Kind
+from .problem import DEV, EXP, Kind
 
 # %% ../../nbs/42_profiles.ipynb #c009
 EXP_RATE = float((2 * np.pi / 1.6783469900166605)**2)
@@ -104,11 +104,9 @@ def radial_rows(table: SersicTable, n: float) -> np.ndarray:
     "Radial tables of f, df/dQ and df/dn for index `n`, float32 [3, radial step]."
     i = min(int((n - N_MIN) / 0.1), len(N_GRID) - 2)
     t = n - N_GRID[i]
-    c, d = table.f[:, i], table.slope[:, i]
-    f = ((c[0] * t + c[1]) * t + c[2]) * t + c[3]
-    slope = ((d[0] * t + d[1]) * t + d[2]) * t + d[3]
-    by_n = (3 * c[0] * t + 2 * c[1]) * t + c[2]
-    return np.array([f, slope, by_n], np.float32)
+    powers = np.array([t**3, t**2, t, 1.0])
+    by_power = np.array([3 * t**2, 2 * t, 1.0, 0.0])
+    return np.array([powers @ table.f[:, i], powers @ table.slope[:, i], by_power @ table.f[:, i]], np.float32)
 
 # %% ../../nbs/42_profiles.ipynb #c030
 @lru_cache(maxsize=1)
@@ -121,10 +119,13 @@ def interpolate(rows, Q):
     "Read radial tables at Q, linear in kappa / (1 + kappa)."
     kappa = np.sqrt(Q)
     s = kappa / (1 + kappa) * np.float32((TABLE_SIZE - 1) * (1 + KAPPA_MAX) / KAPPA_MAX)
-    index = np.minimum(s.astype(np.int32), TABLE_SIZE - 2)
-    part = np.minimum(s - index, 1).astype(np.float32)
-    step = np.diff(rows, append=0)
-    return [row.take(index) + part * rise.take(index) for row, rise in zip(rows, step)]
+    index = np.minimum(s.astype(np.intp), TABLE_SIZE - 2)
+    part = np.minimum(s - index.astype(np.float32), np.float32(1))
+    low, out = rows.take(index, axis=1), rows.take(index + 1, axis=1)
+    out -= low
+    out *= part
+    out += low
+    return out
 
 # %% ../../nbs/42_profiles.ipynb #c033
 def profile_transform(kind: int, n: float, Q):
@@ -144,8 +145,8 @@ def profile_transform(kind: int, n: float, Q):
     f, slope, by_n
         f(Q), df/dQ and df/dn (None for fixed laws).
     """
-    if kind == Kind.EXP:
+    if kind == EXP:
         return *exponential_transform(Q), None
-    if kind == Kind.DEV:
+    if kind == DEV:
         return *interpolate(_dev_rows(), Q), None
     return tuple(interpolate(radial_rows(sersic_table(), min(max(n, N_MIN), N_MAX)), Q))

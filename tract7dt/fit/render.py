@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .mixtures import mixture_transform
-from .problem import Kind
+from .problem import STAR
 from .profiles import profile_transform
 from .shapes import size_matrix, size_matrix_derivatives
 
@@ -56,29 +56,12 @@ class Window:
         return ..., slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 # %% ../../nbs/44_render.ipynb #c010
-def _phases(frequency, position):
-    "exp(2 pi i frequency position), complex64 [frequency, position]."
-    turns = np.multiply.outer(frequency, position)
-    angle = (2 * np.pi * (turns - np.rint(turns))).astype(np.float32)
-    out = np.empty(angle.shape, np.complex64)
-    np.cos(angle, out=out.real)
-    np.sin(angle, out=out.imag)
-    return out
-
-# %% ../../nbs/44_render.ipynb #c011
-def _real_product(rows, columns):
-    "Real part of `rows @ columns` for complex64 matrices, as one real product of twice the length."
-    interleaved = np.empty((2 * len(columns), columns.shape[1]), np.float32)
-    interleaved[::2], interleaved[1::2] = columns.real, -columns.imag
-    return rows.view(np.float32) @ interleaved
-
-# %% ../../nbs/44_render.ipynb #c013
 PROFILES = {"exact": profile_transform, "mixture": mixture_transform}
 
-# %% ../../nbs/44_render.ipynb #c014
+# %% ../../nbs/44_render.ipynb #c011
 def _intrinsic(kind, theta, grid, wanted, profiles="exact"):
     "f and its derivatives by the `wanted` parameters among L, eta1, eta2, n; float32 [1 + wanted, K, U]."
-    shape, squares = theta[L:N], grid.squares
+    shape, squares = theta[L:N].tolist(), grid.squares
     Q = np.array(size_matrix(*shape), np.float32) @ squares
     f, slope, by_n = PROFILES[profiles](kind, theta[N], np.maximum(Q, 0, out=Q))
     out = np.empty((1 + len(wanted), Q.size), np.float32)
@@ -90,14 +73,14 @@ def _intrinsic(kind, theta, grid, wanted, profiles="exact"):
         out[-1] = by_n
     return out.reshape(len(out), len(grid.v), len(grid.u))
 
-# %% ../../nbs/44_render.ipynb #c015
+# %% ../../nbs/44_render.ipynb #c012
 def _spectrum(kind, theta, grid, cube, wanted, profiles):
-    "Transform of the image and its shape derivatives in all bands, complex64 [K, 1 + wanted, B, U]."
-    if kind == Kind.STAR:
-        return cube[:, None]
-    return _intrinsic(kind, theta, grid, wanted, profiles).transpose(1, 0, 2)[:, :, None] * cube[:, None]
+    "Transform of the image and its shape derivatives in all bands, complex64 [1 + wanted, K, B, U]."
+    if kind == STAR:
+        return cube[None]
+    return _intrinsic(kind, theta, grid, wanted, profiles)[:, :, None] * cube
 
-# %% ../../nbs/44_render.ipynb #c017
+# %% ../../nbs/44_render.ipynb #c014
 def render_stack(kind, theta, window, grid, cube, wanted=(), weight=None, profiles="exact"):
     """Unit-flux template and derivatives of one source.
 
@@ -121,38 +104,48 @@ def render_stack(kind, theta, window, grid, cube, wanted=(), weight=None, profil
     -------
     float32 [B, 1 + len(wanted), nY, nX]
     """
-    (ny, nx), bands = window.shape, cube.shape[1]
-    shaped = [p for p in wanted if p >= L]
-    A = _spectrum(kind, theta, grid, cube, shaped, profiles)
-    ey = _phases(np.arange(window.y0, window.y1) - theta[Y], grid.v)
-    ex = _phases(grid.u, np.arange(window.x0, window.x1) - theta[X]) * grid.weight[:, None].astype(np.float32)
-    rows = (ey @ A.reshape(len(grid.v), -1)).reshape(ny, 1 + len(shaped), bands, -1)
-    parts = [(rows, ex)]
-    if X in wanted:
-        parts.insert(1, (rows[:, :1], ex * (-2j * np.pi * grid.u[:, None]).astype(np.complex64)))
-    if Y in wanted:
-        parts.insert(len(parts) if X in wanted else 1, (_tilted_rows(A, ey, grid), ex))
-    out = np.empty((bands, 1 + len(wanted), ny, nx), np.float32)
-    slots = [[0, *(1 + i for i, p in enumerate(wanted) if p >= L)], *([1 + i] for i, p in enumerate(wanted) if p < L)]
-    for (left, right), slot in zip(parts, slots):
-        _put(out, slot, _finish(left, right), weight)
+    shaped, by_place = [p for p in wanted if p >= L], [p for p in wanted if p < L]
+    rows = _first_product(_spectrum(kind, theta, grid, cube, shaped, profiles), theta, window, grid, Y in wanted)
+    images = _second_product(rows, theta, window, grid, by_place)
+    out = np.empty((cube.shape[1], len(images), *window.shape), np.float32)
+    by_band = images.transpose(2, 0, 1, 3)
+    return np.multiply(by_band, 1 if weight is None else weight[:, None], out=out)
+
+# %% ../../nbs/44_render.ipynb #c016
+def _folded(A) -> np.ndarray:
+    "Sums of spectra [a, K, B, U] at opposite row frequencies, and their differences times i; complex64 [a, frequency, 2, B * U]."
+    count, top = len(A), A.shape[1] // 2
+    A = A.reshape(count, 2 * top + 1, -1)
+    up, down, out = A[:, top:], A[:, top::-1], np.empty((count, top + 1, 2, A.shape[2]), np.complex64)
+    np.add(up, down, out=out[:, :, 0])
+    np.multiply(up - down, np.complex64(1j), out=out[:, :, 1])
+    out[:, 0, 0] = A[:, top]
     return out
 
-# %% ../../nbs/44_render.ipynb #c018
-def _tilted_rows(A, ey, grid):
-    "First product for the derivative by y, [nY, 1, B, U]."
-    tilted = ey * (-2j * np.pi * grid.v).astype(np.complex64)
-    return (tilted @ A[:, 0].reshape(len(grid.v), -1)).reshape(len(ey), 1, A.shape[2], -1)
+# %% ../../nbs/44_render.ipynb #c017
+def _first_product(A, theta, window, grid, by_y: bool) -> np.ndarray:
+    "From spectra [1 + shapes, K, B, U] to rows, complex64 [1 + by_y + shapes, nY, B, U]."
+    (ny, _), (count, _, bands, U) = window.shape, A.shape
+    ey, folded = grid.phases(window.y0 - theta[Y], ny), _folded(A).view(np.float32).reshape(count, 2 * U, -1)
+    rows = np.empty((count + by_y, ny, bands, U), np.complex64)
+    flat = rows.view(np.float32).reshape(len(rows), ny, -1)
+    np.matmul(ey.view(np.float32), folded[:1], out=flat[:1])
+    np.matmul(ey.view(np.float32), folded[1:], out=flat[1 + by_y:])
+    if by_y:
+        np.matmul((ey * grid.tilts).view(np.float32), folded[0], out=flat[1])
+    return rows
 
 # %% ../../nbs/44_render.ipynb #c019
-def _finish(rows, ex):
-    "Second product: from [nY, a, B, U] to the real image [nY, a, B, nX]."
-    flat = np.ascontiguousarray(rows).reshape(-1, rows.shape[-1])
-    return _real_product(flat, ex).reshape(*rows.shape[:-1], -1)
-
-# %% ../../nbs/44_render.ipynb #c020
-def _put(out, slot, images, weight) -> None:
-    "Write images [nY, a, B, nX], times weight, into the rows `slot` of a stack."
-    for k, row in enumerate(slot):
-        image = images[:, k].transpose(1, 0, 2)
-        np.multiply(image, 1 if weight is None else weight, out=out[:, row])
+def _second_product(rows, theta, window, grid, by_place) -> np.ndarray:
+    "From rows [a, nY, B, U] to images, float32 [a (+ 1 by x, after the template), nY, B, nX]."
+    (ny, nx), bands, by_x = window.shape, rows.shape[2], X in by_place
+    ex = grid.phases(window.x0 - theta[X], nx) * grid.weight
+    flat = rows.reshape(len(rows), ny * bands, -1).view(np.float32)
+    images = np.empty((len(rows) + by_x, ny * bands, nx), np.float32)
+    columns = ex.conj().view(np.float32).T
+    np.matmul(flat[0], columns, out=images[0])
+    if by_x:
+        np.matmul(flat[0], (ex * grid.tilts).conj().view(np.float32).T, out=images[1])
+    if len(rows) > 1:
+        np.matmul(flat[1:].reshape(-1, flat.shape[2]), columns, out=images[1 + by_x:].reshape(-1, nx))
+    return images.reshape(-1, ny, bands, nx)

@@ -7,6 +7,8 @@ __all__ = ['native_from_catalog', 'catalog_from_native', 'size_matrix', 'size_ma
            'soft_jacobian', 'catalog_errors']
 
 # %% ../../nbs/41b_shapes.ipynb #c002
+import math
+
 import numpy as np
 
 # %% ../../nbs/41b_shapes.ipynb #c006
@@ -23,34 +25,31 @@ def catalog_from_native(L, eta1, eta2):
     return np.exp(L + eta / 2), np.exp(-eta), (theta + 90) % 180 - 90
 
 # %% ../../nbs/41b_shapes.ipynb #c010
-def size_matrix(L, eta1, eta2):
-    """Elements `(Mxx, Mxy, Myy)` of the size matrix, pixels squared."""
-    eta, k = np.hypot(eta1, eta2), np.exp(2 * L)
-    ch, sh = np.cosh(eta), _sinhc(eta)
+def size_matrix(L: float, eta1: float, eta2: float) -> tuple[float, float, float]:
+    """Elements `(Mxx, Mxy, Myy)` of the size matrix of one galaxy, pixels squared."""
+    eta, k = math.hypot(eta1, eta2), math.exp(2 * L)
+    ch, sh = math.cosh(eta), _sinhc(eta)
     return k * (ch - sh * eta1), k * sh * eta2, k * (ch + sh * eta1)
 
 # %% ../../nbs/41b_shapes.ipynb #c011
-def _sinhc(eta):
+def _sinhc(eta: float) -> float:
     "sinh(eta) / eta, with its series near 0."
-    small = eta < 1e-3
-    safe = np.where(small, 1, eta)
-    return np.where(small, 1 + eta**2 / 6, np.sinh(safe) / safe)
+    return 1 + eta**2 / 6 if eta < 1e-3 else math.sinh(eta) / eta
 
 # %% ../../nbs/41b_shapes.ipynb #c012
-def _sinhc_slope(eta):
+def _sinhc_slope(eta: float) -> float:
     "(cosh(eta) - sinh(eta)/eta) / eta^2, with its series near 0."
-    small = eta < 1e-2
-    safe = np.where(small, 1, eta)
-    return np.where(small, 1 / 3 + eta**2 / 30, (np.cosh(safe) - np.sinh(safe) / safe) / safe**2)
+    return 1 / 3 + eta**2 / 30 if eta < 1e-2 else (math.cosh(eta) - math.sinh(eta) / eta) / eta**2
 
 # %% ../../nbs/41b_shapes.ipynb #c015
-def size_matrix_derivatives(L, eta1, eta2):
+def size_matrix_derivatives(L: float, eta1: float, eta2: float) -> np.ndarray:
     """Derivatives of `(Mxx, Mxy, Myy)` (rows of the result: by L, eta1, eta2; array [3, 3])."""
-    eta, k = np.hypot(eta1, eta2), np.exp(2 * L)
+    eta, k = math.hypot(eta1, eta2), math.exp(2 * L)
     sh, d = _sinhc(eta), _sinhc_slope(eta)
-    by_eta1 = k * np.array([sh * eta1 - sh - d * eta1**2, d * eta1 * eta2, sh * eta1 + sh + d * eta1**2])
-    by_eta2 = k * np.array([sh * eta2 - d * eta1 * eta2, sh + d * eta2**2, sh * eta2 + d * eta1 * eta2])
-    return np.array([2 * np.array(size_matrix(L, eta1, eta2)), by_eta1, by_eta2])
+    by_L = [2 * m / k for m in size_matrix(L, eta1, eta2)]
+    by_eta1 = [sh * eta1 - sh - d * eta1**2, d * eta1 * eta2, sh * eta1 + sh + d * eta1**2]
+    by_eta2 = [sh * eta2 - d * eta1 * eta2, sh + d * eta2**2, sh * eta2 + d * eta1 * eta2]
+    return k * np.array([by_L, by_eta1, by_eta2])
 
 # %% ../../nbs/41b_shapes.ipynb #c018
 def soft_from_native(L, eta1, eta2):

@@ -145,7 +145,7 @@ FLOOR = 1e-2
 def quadratic(layout: Layout, state: State, rules: Rules, parked=False) -> Quadratic:
     "Quadratic model of ln p in the parameters that are free, not held at a limit and not of a `parked` source (bool [S])."
     prior_g, prior_H = prior_terms(rules, state.theta)
-    g = gradient(layout, state) + prior_g
+    g = gradient(state) + prior_g
     held = ((state.theta <= rules.lower) & (g < 0)) | ((state.theta >= rules.upper) & (g > 0))
     index = np.flatnonzero(layout.free & ~held & ~np.broadcast_to(parked, len(g))[:, None])
     H, C = curvature(layout, state, index)

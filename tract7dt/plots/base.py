@@ -30,6 +30,8 @@ class Palette:
     excluded: str = "#ff4040"
     line: str = "#2060c0"
     faint: str = "#9a9a9a"
+    region: str = "#c8ff2e"
+    matched: str = "#ffffff"
 
 
 PALETTE = Palette()
@@ -45,10 +47,10 @@ def sky_noise(image: np.ndarray) -> float:
     return float(spread) if spread > 0 else 1.0
 
 # %% ../../nbs/60_plots_base.ipynb #c009
-def sky_norm(noise: float, top: float | None = None) -> AsinhNorm:
-    "Asinh stretch for a sky about zero: linear within 2 `noise`, from 3 below to `top` (25 to 3000 times the noise)."
+def sky_norm(noise: float, top: float | None = None, low: float | None = None) -> AsinhNorm:
+    "Asinh stretch for a sky about zero: linear within 2 `noise`, from `low` (default 3 below) to `top` (25 to 3000 times the noise)."
     top = 25 * noise if top is None or not np.isfinite(top) else np.clip(top, 25 * noise, 3000 * noise)
-    return AsinhNorm(2 * noise, -3 * noise, top)
+    return AsinhNorm(2 * noise, -3 * noise if low is None else min(low, 0.9 * top), top)
 
 # %% ../../nbs/60_plots_base.ipynb #c010
 def residual_norm(limit: float = 5.0) -> Normalize:

@@ -262,20 +262,21 @@ def check_place(folder: Path, force: bool) -> None:
         raise UserError(f"{folder}: holds something that is not a sample; it is not replaced, choose another --dir")
 
 # %% ../../nbs/75_sample.ipynb #c029
-def make_sample(out_dir: Path, size: str = "small", seed: int = 7, force: bool = False) -> Path:
-    """
-    Write the simulated sample tile.
+def make_sample(dir: str = "sample", size: str = "small", seed: int = 7, force: bool = False) -> Path:
+    """Write the simulated sample tile; needs no network.
+
+    Example: tract7dt make-sample --dir sample, then tract7dt run --config sample/config.yaml
 
     Parameters
     ----------
-    out_dir : path
-        Folder to make; must not exist, or be empty, unless `force`.
-    size : str
+    dir : path
+        Folder to make; must be new or empty, unless --force.
+    size : text
         ``small`` (876 x 852 pixels, 400 sources) or ``large`` (nine times that).
     seed : int
         The same seed writes the same bytes.
     force : bool
-        Replace an earlier sample in `out_dir`, with everything in that folder.
+        Replace an earlier sample in that folder, with everything in it.
 
     Returns
     -------
@@ -285,16 +286,16 @@ def make_sample(out_dir: Path, size: str = "small", seed: int = 7, force: bool =
     Raises
     ------
     UserError
-        GalSim is missing, `size` is unknown, or `out_dir` holds something.
+        GalSim is missing, `size` is unknown, or the folder holds something.
     """
-    out_dir = Path(out_dir).expanduser().absolute()
+    folder = Path(dir).expanduser().absolute()
     import_galsim()
     frame_shape(size)
-    check_place(out_dir, force)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".sample-") as scratch:
+    check_place(folder, force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".sample-") as scratch:
         write_sample(Path(scratch) / "sample", size, seed)
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        (Path(scratch) / "sample").rename(out_dir)
-    return out_dir / "config.yaml"
+        if folder.exists():
+            shutil.rmtree(folder)
+        (Path(scratch) / "sample").rename(folder)
+    return folder / "config.yaml"

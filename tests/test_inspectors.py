@@ -1,0 +1,347 @@
+"""Inspectors without a browser: what is chosen is what is shown, it is true, and missing products are told in a sentence."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tract7dt import zp
+from tract7dt.configfile import load_config
+from tract7dt.epsf.model import BandPSF
+from tract7dt.errors import UserError
+from tract7dt.files import Layout
+from tract7dt.gaia_table import load_gaia
+from tract7dt.inspect.base import open_band, open_run, table_html
+from tract7dt.inspect.epsf import EPSFInspector, fits_sheet, listed
+from tract7dt.inspect.maps import read_index
+from tract7dt.inspect.patch import PatchInspector, read_patch
+from tract7dt.inspect.source import SourceInspector, wavelengths
+from tract7dt.inspect.zp import ZeroPointInspector
+from tract7dt.merge import read_catalog
+
+pytestmark = pytest.mark.xdist_group("sample_run")
+BANDS = ["m400", "m500", "m575", "m650", "m750", "m850"]
+INSPECTORS = (EPSFInspector, PatchInspector, SourceInspector, ZeroPointInspector)
+TROUBLE = "color:#b3202c"
+PICTURES = {EPSFInspector: ("stamp", "growth", "map", "fits"), PatchInspector: ("triple", "strip"), SourceInspector: ("images", "sed"),
+            ZeroPointInspector: ("picture",)}
+
+
+@pytest.fixture(scope="module")
+def work(sample_run):
+    """The work directory of a finished batch run; not to be changed."""
+    return sample_run / "work"
+
+
+@pytest.fixture(scope="module")
+def catalog(work):
+    return read_catalog(work / "output_catalog.csv")
+
+
+@pytest.fixture
+def copy(work, tmp_path):
+    """A copy of the work directory to break."""
+    skip = shutil.ignore_patterns("*.png", "*.log")
+    return shutil.copytree(work, tmp_path / "moved", ignore=skip)
+
+
+def rows_of(html: str) -> list[list[str]]:
+    """Cells of a table, row by row, without its head."""
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", html) if "<td" in row]
+
+
+def shown(inspector) -> list[bytes]:
+    """All pictures of an inspector."""
+    return [getattr(inspector, name).value for name in PICTURES[type(inspector)]]
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_a_work_directory_a_file_and_a_result_open_the_same(inspector, work, sample_run):
+    """The configuration of a work directory comes from its manifest, and leads to the same pictures."""
+    pictures = shown(inspector(work))
+    assert all(pictures)
+    assert shown(inspector(sample_run / "config.yaml")) == pictures
+    assert shown(inspector(SimpleNamespace(layout=SimpleNamespace(work_dir=work)))) == pictures
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_a_work_directory_may_be_moved(inspector, work, copy):
+    moved = inspector(copy)
+    assert TROUBLE not in moved.message.value
+    assert moved.run.layout.epsf_dir == copy.resolve() / "EPSFs"
+    assert shown(moved) == shown(inspector(work))
+
+
+def test_a_band_of_the_epsf_inspector_changes_everything(work):
+    inspector = EPSFInspector(work)
+    pictures, numbers = shown(inspector), inspector.numbers.value
+    inspector.band.value = "m750"
+    assert all(a != b for a, b in zip(pictures, shown(inspector)))
+    assert inspector.numbers.value != numbers
+    inspector.band.value = "m400"
+    assert shown(inspector) == pictures and inspector.numbers.value == numbers
+
+
+def test_clicking_a_cell_chooses_it(work):
+    inspector = EPSFInspector(work)
+    before = shown(inspector)
+    inspector.grid.buttons[1, 0].click()
+    assert inspector.cell.value == "r01_c00"
+    assert all(a != b for a, b in zip(before, shown(inspector)))
+    assert inspector.grid.chosen == (1, 0)
+
+
+def test_the_stretch_changes_stamps_only(work):
+    inspector = EPSFInspector(work)
+    stamp, *others = shown(inspector)
+    inspector.stretch.value = "linear"
+    assert inspector.stamp.value != stamp and shown(inspector)[1:] == others
+
+
+def test_every_rejected_star_has_its_reason(work):
+    """What the table says is what the ePSF stage wrote into the model's file."""
+    inspector = EPSFInspector(work)
+    for tag in ("r00_c00", "r01_c01"):
+        inspector.cell.value = tag
+        stars = BandPSF.load(inspector.run.layout.psf_model("m400")).stars
+        rejected = stars[(stars.cell == tag) & ~stars.accepted]
+        told = Counter(row[3].replace(" ", "_") for row in rows_of(inspector.reasons.value))
+        assert told == rejected.reason.value_counts().to_dict()
+        assert inspector.stars["m400", tag].table["accepted"].sum() == ((stars.cell == tag) & stars.accepted).sum()
+
+
+def test_a_fitted_star_leaves_noise(work):
+    """The inspector's own fits: residuals of good stars have unit width, and a wrong PSF shows."""
+    inspector = EPSFInspector(work)
+    inspector.band.value = "m650"
+    stars = inspector.stars["m650", "r00_c00"]
+    middle = np.s_[:, 11:20, 11:20]
+    chi = ((stars.data - stars.model) / stars.noise)[middle]
+    assert 0.8 < np.sqrt(np.median(np.mean(chi**2, axis=(1, 2)))) < 1.3
+    assert fits_sheet(stars) is not None
+    assert listed(inspector.views["m650"], "r00_c00")["accepted"].is_monotonic_decreasing
+
+
+def test_the_refit_of_a_patch_is_the_catalog(work):
+    run = open_run(work)
+    assert read_patch(run, "r00_c01_pr01_pc01").note == ""
+
+
+def test_a_fit_with_other_settings_is_told(copy):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["patch_run"]["profiles"] = "mixture"
+    path.write_text(json.dumps(manifest))
+    notes = {tag: read_patch(open_run(copy), tag).note for tag in ("r00_c00_pr00_pc00", "r00_c01_pr01_pc01")}
+    assert any("differs from this fit by up to" in note for note in notes.values()), notes
+
+
+def test_patch_band_and_source_change_the_pictures(work):
+    inspector = PatchInspector(work)
+    states = [shown(inspector) + [inspector.details.value]]
+    for control, value in ((inspector.band, "m850"), (inspector.source, inspector.source.options[3][1])):
+        control.value = value
+        states.append(shown(inspector) + [inspector.details.value])
+    assert states[0][0] != states[1][0] and states[0][1:] == states[1][1:]
+    assert all(a != b for a, b in zip(states[1], states[2]))
+
+
+def test_clicking_maps_walks_through_cells_and_patches(work):
+    inspector = PatchInspector(work)
+    inspector.frame.buttons[1, 1].click()
+    assert inspector.patch.value == "r01_c01_pr00_pc00"
+    inspector.map.buttons[2, 0].click()
+    assert inspector.patch.value == "r01_c01_pr02_pc00"
+    assert inspector.view().paint.patch.tag == "r01_c01_pr02_pc00"
+
+
+def test_the_list_holds_what_the_patch_measures(work, catalog):
+    inspector = PatchInspector(work)
+    tag = inspector.patch.value
+    listed_ids = {text.split()[0] for text, _ in inspector.source.options if "halo" not in text and "excluded" not in text}
+    assert listed_ids == set(catalog.ID[catalog.patch_tag == tag])
+
+
+def test_the_index_is_the_catalog(work, catalog):
+    index = read_index(open_run(work).layout)
+    pd.testing.assert_series_equal(index["fit_is_reliable"].fillna(False), catalog["fit_is_reliable"].fillna(False))
+    assert index["ID"].tolist() == catalog["ID"].tolist()
+    np.testing.assert_allclose(index["x_pix_white"], catalog["x_pix_white"])
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".ecsv"])
+def test_catalogs_of_other_formats_are_read(copy, catalog, suffix):
+    from tract7dt.merge import write_catalog
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["outputs"]["final_catalog"] = manifest["config"]["outputs"]["final_catalog"].replace(".csv", suffix)
+    path.write_text(json.dumps(manifest))
+    write_catalog(catalog, copy / f"output_catalog{suffix}", BANDS)
+    (copy / "output_catalog.csv").unlink()
+    assert read_index(open_run(copy).layout)["ID"].tolist() == catalog["ID"].tolist()
+    assert ZeroPointInspector(copy).numbers.value == ZeroPointInspector(copy.parent / "moved").numbers.value
+    assert SourceInspector(copy).message.value.count("is not there") == 0
+
+
+def test_a_source_shows_the_fluxes_of_the_catalog(work, catalog):
+    inspector = SourceInspector(work)
+    for name in ("00025", "00100", "00200"):
+        inspector.find.value = name
+        row = catalog[catalog.ID == name].iloc[0]
+        if not row.stype_fit:
+            continue
+        for band in BANDS:
+            assert inspector.chosen.values[f"FLUX_{band}_fit"] == pytest.approx(row[f"FLUX_{band}_fit"], rel=1e-9)
+            assert inspector.chosen.values[f"FLUXERR_{band}_fit"] == pytest.approx(row[f"FLUXERR_{band}_fit"], rel=1e-9)
+
+
+def test_every_source_of_the_sample_can_be_chosen(work, catalog):
+    """Also those without a fit: their fate is told, and why there is no picture."""
+    inspector = SourceInspector(work)
+    unfitted = catalog[catalog.stype_fit == ""]
+    assert len(unfitted) > 5
+    for row in unfitted.itertuples():
+        inspector.find.value = row.ID
+        assert "excluded" in inspector.fate.value
+        assert bool(inspector.images.value) != bool(inspector.message.value)
+
+
+def test_neighbours_lie_where_the_catalog_says(work, catalog):
+    inspector = SourceInspector(work)
+    inspector.find.value = "00025"
+    places = catalog.set_index("ID")[["x_pix_white_fit", "y_pix_white_fit"]].astype(float).dropna()
+    near = {row[0]: float(row[1]) for row in rows_of(inspector.neighbours.value) if row[0] in places.index}
+    assert near
+    distance = np.hypot(*(places.loc[list(near)] - places.loc["00025"]).T.to_numpy())
+    np.testing.assert_allclose(list(near.values()), distance, atol=0.3, err_msg="a halo source is measured by its own patch, a little differently")
+
+
+def test_the_list_of_sources_follows_its_filter(work, catalog):
+    inspector = SourceInspector(work)
+    inspector.show.value = "galaxies"
+    kind = catalog.set_index("ID").stype_fit
+    assert set(kind[list(inspector.source.options)]) <= {"exp", "dev", "sersic"}
+    inspector.show.value = "excluded"
+    assert len(inspector.source.options) == (catalog.excluded_reason != "").sum()
+
+
+@pytest.mark.parametrize("sigma, rounds", [(1.5, 10), (2.0, 1), (5.0, 10)])
+def test_the_knobs_give_what_the_stage_would(work, catalog, sigma, rounds):
+    """The zero point of a knob's position is that of the zero-point stage with the same configuration."""
+    inspector = ZeroPointInspector(work)
+    inspector.band.value = "m650"
+    inspector.set_knobs(sigma, rounds)
+    inspector.solve()
+    settings = inspector.run.cfg.zp.model_copy(update={"clip_sigma": sigma, "clip_max_iters": rounds})
+    stars = zp.band_stars(catalog, load_gaia(inspector.run.cfg.inputs.gaiaxp_synphot_csv, BANDS), "m650")
+    expected, _ = zp.solve_band(stars, "m650", settings)
+    assert f"{expected.zp:.4f} ± {expected.zp_err:.4f}" in inspector.numbers.value
+    assert f"{expected.n_used} used, {expected.n_clipped} clipped" in inspector.numbers.value
+
+
+def test_a_knob_changes_picture_and_numbers_at_once(work):
+    inspector = ZeroPointInspector(work)
+    picture, numbers = inspector.picture.value, inspector.numbers.value
+    inspector.sigma.value = 1.0
+    assert inspector.picture.value != picture and inspector.numbers.value != numbers
+    inspector.reset.click()
+    assert (inspector.picture.value, inspector.numbers.value) == (picture, numbers)
+
+
+def test_zero_points_without_the_gaia_table(copy, work):
+    """The stars that took part are in the products; the zero point is the same."""
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["inputs"]["gaiaxp_synphot_csv"] = None
+    path.write_text(json.dumps(manifest))
+    without, with_table = ZeroPointInspector(copy), ZeroPointInspector(work)
+    assert without.view().zero.zp == pytest.approx(with_table.view().zero.zp, abs=1e-9)
+
+
+def spoil(path):
+    """Damage a product: cut it in half."""
+    content = path.read_bytes()
+    path.write_bytes(content[:len(content) // 2])
+
+
+BROKEN = [
+    (EPSFInspector, "EPSFs/epsf_summary.json", "epsf_summary.json is not there", "damaged"),
+    (EPSFInspector, "EPSFs/m400/psf_model.fits", "psf_model.fits is not there", ""),
+    (PatchInspector, "patches/patches.csv", "patches.csv is not there", ""),
+    (PatchInspector, "patch_payloads/r00_c00_pr00_pc00.fits.gz", "run build-patch-inputs", "damaged"),
+    (SourceInspector, "patches/patches.csv", "patches.csv is not there", ""),
+    (EPSFInspector, "manifest.json", "no manifest.json here", "cannot be understood"),
+    (ZeroPointInspector, "manifest.json", "no manifest.json here", "cannot be understood"),
+]
+
+
+@pytest.mark.parametrize("inspector, name, missing, damaged", BROKEN, ids=[f"{i.__name__}-{n}" for i, n, *_ in BROKEN])
+def test_missing_and_damaged_products_are_told(inspector, name, missing, damaged, copy):
+    if damaged:
+        spoil(copy / name)
+        assert damaged in inspector(copy).message.value
+    (copy / name).unlink()
+    broken = inspector(copy)
+    assert missing in broken.message.value and not any(shown(broken))
+
+
+def test_a_broken_band_leaves_the_others_alone(copy):
+    (copy / "EPSFs/m400/psf_model.fits").unlink()
+    inspector = EPSFInspector(copy)
+    inspector.band.value = "m500"
+    assert inspector.message.value == "" and all(shown(inspector))
+    inspector.band.value = "m400"
+    assert "psf_model.fits is not there" in inspector.message.value and not any(shown(inspector))
+
+
+def test_a_band_that_failed_says_why(copy):
+    path = copy / "EPSFs/epsf_summary.json"
+    rows = [row for row in json.loads(path.read_text()) if row["band"] != "m575"]
+    path.write_text(json.dumps(rows + [{"band": "m575", "status": "band_fail", "error": "OSError: truncated"}]))
+    inspector = EPSFInspector(copy)
+    inspector.band.value = "m575"
+    assert "band m575 has no ePSF: OSError: truncated" in inspector.message.value
+
+
+def test_without_the_images_the_stamps_are_shown(copy):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for entry in manifest["inputs"]:
+        entry["path"] = entry["path"].replace("/images/", "/gone/")
+    path.write_text(json.dumps(manifest))
+    inspector = EPSFInspector(copy)
+    assert "image of band m400 is not where it was" in inspector.message.value
+    assert inspector.stamp.value and inspector.growth.value and not inspector.map.value
+    patches = PatchInspector(copy)
+    assert all(shown(patches)), "payloads hold all that patches need"
+    with pytest.raises(UserError, match="not where it was"):
+        open_band(open_run(copy), "m400")
+
+
+def test_before_the_merge_the_patch_catalogs_serve(copy):
+    (copy / "output_catalog.csv").unlink()
+    assert all(shown(SourceInspector(copy))) and all(shown(PatchInspector(copy)))
+
+
+def test_an_empty_run_is_no_traceback(tmp_path, sample_run):
+    cfg = load_config(sample_run / "config.yaml", {"outputs.work_dir": tmp_path})
+    for inspector in INSPECTORS:
+        assert "is not there" in inspector(cfg).message.value
+    assert Layout.of(cfg.outputs).work_dir == tmp_path
+    assert list(tmp_path.iterdir()) == [], "looking writes nothing"
+
+
+def test_texts_are_escaped():
+    """An ID of the user's is text, not HTML."""
+    assert "<script>" not in table_html([["<script>"]], ["<script>"])
+
+
+@pytest.mark.parametrize("bands, centres", [(["m386", "m400", "m425w"], [386, 400, 425]), (["u", "z"], [350, 900]), (["m405"], None), (["g", "Ks"], None)])
+def test_wavelengths_of_known_bands(bands, centres):
+    found = wavelengths(bands)
+    assert found is None if centres is None else found[0].tolist() == centres

@@ -1,0 +1,80 @@
+"""The documentation site from the notebooks: python tools/docs.py [--check]
+
+nbdev turns the notebooks into pages, smalldocs renders them; formulas become MathML, so that the pages need no network.
+The site is `_proc/_docs/index.html`. With `--check` broken links and unknown syntax are errors.
+"""
+
+import argparse
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from nbdev.config import get_config
+from nbdev.doclinks import _build_modidx
+from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+SMALLDOCS = Path(sys.executable).with_name("smalldocs")
+FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+FROM_NETWORK = re.compile(r'<(?:link|script)[^>]*"https://[^>]*katex[^>]*>(?:</script>)?')
+
+
+def processed_notebooks() -> Path:
+    "Let nbdev process all notebooks; returns their folder."
+    refresh_quarto_yml()
+    _build_modidx()
+    nbdev_sidebar.__wrapped__()
+    return proc_nbs(n_workers=2, force=True)
+
+
+def named_for_links(notebook: Path) -> Path:
+    "Give a processed notebook the name that links to it use, 00_core.ipynb becoming core.ipynb, and make its links relative."
+    config, text = get_config(), notebook.read_text()
+    name = re.search(r"output-file: (\S+?)\.html", text)
+    text = re.sub(r'output-file: [^"\n]*?\\n', "", text).replace(f"({config.doc_host}{config.doc_baseurl}/", "(/")
+    new = notebook.with_name(f"{name[1] if name else notebook.stem}.ipynb")
+    notebook.unlink()
+    if new.exists():
+        raise FileExistsError(f"two notebooks would become the page {new.name}: rename one of them ({notebook.name})")
+    new.write_text(text)
+    return new
+
+
+def rename_all(folder: Path) -> None:
+    "Name all notebooks as links want them, in the sidebar too."
+    sidebar = folder / "sidebar.yml"
+    for notebook in sorted(folder.rglob("*.ipynb")):
+        new = named_for_links(notebook)
+        sidebar.write_text(sidebar.read_text().replace(str(notebook.relative_to(folder)), str(new.relative_to(folder))))
+
+
+def formula(found: re.Match) -> str:
+    "A formula as MathML."
+    return convert(html.unescape(found[2]), display="block" if found[1] == "display" else "inline")
+
+
+def offline(page: Path) -> None:
+    "Formulas as MathML; nothing that is loaded from elsewhere."
+    page.write_text(FROM_NETWORK.sub("", FORMULA.sub(formula, page.read_text())))
+
+
+def build(check: bool) -> Path:
+    "Make the site; returns its home page."
+    folder = processed_notebooks()
+    rename_all(folder)
+    if check:
+        subprocess.run([SMALLDOCS, "check", folder], check=True)
+    subprocess.run([SMALLDOCS, "render", folder], check=True)
+    site = folder / get_config().doc_path.name
+    for page in site.rglob("*.html"):
+        offline(page)
+    return site / "index.html"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail at broken links")
+    print(build(parser.parse_args().check))
