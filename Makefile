@@ -1,6 +1,7 @@
 # make demo   environment, package, full pipeline on the bundled sample tile
 # make test   environment, all tests (notebooks included)
-# Both may be repeated; what is already there is not made again.
+# make docs   environment, the documentation site in _proc/_docs
+# All may be repeated; what is already there is not made again.
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
@@ -9,7 +10,7 @@ export MPLBACKEND ?= agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3
 
-.PHONY: help demo test test-slow notebooks clean
+.PHONY: help demo test test-slow docs notebooks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -36,8 +37,11 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	python -m pytest -n 2 --dist loadgroup -m 'slow or not slow'
 
+docs: .venv/.installed
+	python tools/docs.py --check
+
 notebooks: .venv/.installed
 	python tools/notebooks.py
 
 clean:
-	rm -rf .venv sample_data/work build dist *.egg-info
+	rm -rf .venv _proc sample_data/work build dist *.egg-info

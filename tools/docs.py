@@ -44,11 +44,14 @@ def named_for_links(notebook: Path) -> Path:
 
 
 def rename_all(folder: Path) -> None:
-    "Name all notebooks as links want them, in the sidebar too."
-    sidebar = folder / "sidebar.yml"
+    "Name all notebooks as links want them, in the sidebar and in links from one to another too."
+    sidebar, renamed = folder / "sidebar.yml", {}
     for notebook in sorted(folder.rglob("*.ipynb")):
         new = named_for_links(notebook)
+        renamed[notebook.name] = new.name
         sidebar.write_text(sidebar.read_text().replace(str(notebook.relative_to(folder)), str(new.relative_to(folder))))
+    for notebook in folder.rglob("*.ipynb"):
+        notebook.write_text(re.sub(r"(?<=[(/])[\w.-]+\.ipynb(?=\))", lambda link: renamed.get(link[0], link[0]), notebook.read_text()))
 
 
 def formula(found: re.Match) -> str:
