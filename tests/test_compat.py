@@ -12,6 +12,8 @@ from astropy.table import Table
 from tract7dt.columns import BAND_COLUMNS, FINAL_COLUMNS, MAG_COLUMNS, PATCH_COLUMNS, SOLUTION_COLUMNS, STATE_COLUMNS, all_columns, expand
 from tract7dt.merge import read_catalog
 
+pytestmark = pytest.mark.xdist_group("compat")
+
 BANDS = ("m400", "m500", "m575", "m650", "m750", "m850")
 OLD = (Path(__file__).parent / "data" / "config_070.yaml").read_text()
 FOR_THE_TILE = {

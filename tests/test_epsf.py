@@ -30,6 +30,8 @@ from tract7dt.sample.psf import true_psf
 from tract7dt.sky import cell_index, make_cells
 from tract7dt.tile import load_inputs
 
+pytestmark = pytest.mark.xdist_group("epsf")
+
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data"
 MIDDLE = FRAME[1] / 2, FRAME[0] / 2
 MOFFAT = galsim.Convolve(galsim.Moffat(beta=3.0, fwhm=3.0), galsim.Pixel(1.0))

@@ -19,6 +19,8 @@ from tract7dt.payload import build_patch_inputs
 from tract7dt.tile import load_inputs
 from tract7dt.zp import ZeroPoints, solve_zero_points
 
+pytestmark = pytest.mark.xdist_group("pictures")
+
 ROUTINE = set(CELL_PICTURES) - {"hybrid_psf_diagnostics", "gaussian_mixture_psf_diagnostics"}
 
 

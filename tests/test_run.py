@@ -17,6 +17,8 @@ from tract7dt.configfile import config_warnings, load_config, resolve_paths
 from tract7dt.files import Layout
 from tract7dt.merge import read_catalog
 
+pytestmark = pytest.mark.xdist_group("run")
+
 
 def test_an_interruption_drops_the_patches_not_yet_begun(monkeypatch):
     begun = []
