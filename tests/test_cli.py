@@ -1,5 +1,6 @@
 """What a newcomer gets to read: help, and one line for each mistake, before anything heavy starts."""
 
+import importlib.util
 import inspect
 import re
 import shutil
@@ -204,8 +205,22 @@ def test_crop_that_leaves_nothing(program, tile):
 
 
 def test_feature_of_a_later_version(program, tile):
-    edit(tile / "config.yaml", "max_workers: auto", "engine: tractor")
-    refused(program, tile, "patch_run.engine", "native")
+    edit(tile / "config.yaml", "max_workers: auto", "executor: dask")
+    refused(program, tile, "patch_run.executor", "process")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tractor") is not None, reason="Tractor is installed")
+def test_tractor_is_wanted_and_not_there(program, tile):
+    edit(tile / "config.yaml", "patch_run:\n", "patch_run:\n  engine: tractor\n")
+    refused(program, tile, "patch_run.engine: tractor", "not installed", "unrelated project")
+
+
+def test_another_tractor_is_no_tractor(program, tile, monkeypatch):
+    (tile / "path" / "tractor").mkdir(parents=True)
+    (tile / "path" / "tractor" / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tile / "path"))
+    edit(tile / "config.yaml", "patch_run:\n", "patch_run:\n  engine: tractor\n")
+    refused(program, tile, "patch_run.engine: tractor", "unrelated project")
 
 
 @pytest.mark.parametrize("command, hint", [("run-patches", "build-patch-inputs"), ("merge", "build-patch-inputs"), ("compute-zp", "merge")])
