@@ -40,10 +40,10 @@ from ..gaia_table import gaia_stars
 from ..machine import memory_bound_gb, worker_count
 from ..sky import Cell, active_cells, cell_index, make_cells, to_pixels
 
-# %% ../../nbs/26_epsf.ipynb #c005
+# %% ../../nbs/26_epsf.ipynb #c006
 log = logging.getLogger("tract7dt.epsf")
 
-# %% ../../nbs/26_epsf.ipynb #c007
+# %% ../../nbs/26_epsf.ipynb #c008
 def effective_mode(cfg, gaia) -> str:
     "`epsf.psfstar_mode`, or `sep` without a Gaia table."
     return cfg.epsf.psfstar_mode if gaia is not None and cfg.epsf.use_gaiaxp else "sep"
@@ -83,7 +83,7 @@ def in_magnitude_range(sources: SourceList, band: str, gaia, wcs, settings) -> n
     inside[rows] = match_one_to_one(sources.x[rows], sources.y[rows], x[known], y[known], GAIA_RADIUS + 0.5) >= 0
     return inside
 
-# %% ../../nbs/26_epsf.ipynb #c009
+# %% ../../nbs/26_epsf.ipynb #c010
 @dataclass(frozen=True)
 class Pixels:
     "A band without its background, the map [H, W] that was taken off, its local noise, and the pixels hidden from it."
@@ -136,7 +136,7 @@ def survey_task(band: Band, sources: SourceList, settings, mode: str, in_range, 
     fwhm = float(band.fwhm_pix) if known else seen_fwhm(frame, sources, default_fwhm_pix)
     return survey_band(band.name, frame, sources, fwhm, settings, mode, in_range), numbers
 
-# %% ../../nbs/26_epsf.ipynb #c011
+# %% ../../nbs/26_epsf.ipynb #c012
 def fit_task(survey: BandSurvey, sources: SourceList, shape, settings, verdict: Verdict) -> BandPSF:
     "Fit the PSF of a band to its stars; with fewer than three the header's FWHM stands in."
     cell = cell_index(shape, settings.epsf_ngrid, sources.x, sources.y)
@@ -203,7 +203,7 @@ def fit_warnings(fit: BandFit, settings) -> tuple[str, ...]:
         notes.append(f"FWHM {fwhm:.2f} pix is undersampled: set epsf.oversamp to 2")
     return tuple(notes)
 
-# %% ../../nbs/26_epsf.ipynb #c013
+# %% ../../nbs/26_epsf.ipynb #c014
 @dataclass(frozen=True)
 class Outcome:
     "What a task returned, or why it failed."
@@ -397,7 +397,7 @@ def assemble(tile, cfg, mode: str, models, backgrounds, errors) -> EPSFGrid:
     failures = tuple(BandFailure(band, errors[band]) for band in sorted(errors))
     return EPSFGrid({band: models[band] for band in sorted(models)}, tuple(products), failures)
 
-# %% ../../nbs/26_epsf.ipynb #c015
+# %% ../../nbs/26_epsf.ipynb #c016
 def write_epsf(grid: EPSFGrid, layout: Layout) -> None:
     "Write models, stamps, records and the summary; remove stale products of the same bands."
     for band in [*grid.bands, *(failure.band for failure in grid.failures)]:
