@@ -1,14 +1,11 @@
-"""What a newcomer gets to read: help, and one line for each mistake, before anything heavy starts."""
+"""One line for each mistake, before anything heavy starts; help itself is in test_help.py."""
 
 import importlib.util
-import inspect
-import re
 import shutil
 
 import pytest
 from astropy.io import fits
 
-from tract7dt import __version__
 from tract7dt.cli import cli, commands
 
 
@@ -41,62 +38,6 @@ def refused(program, tile, *words):
     for word in words:
         assert str(word) in done.stderr, f"{word!r} is not in: {done.stderr}"
     assert not (tile / "work" / "EPSFs").exists()
-
-
-def test_version(program):
-    assert program("--version").stdout.strip() == f"tract7dt {__version__}"
-
-
-@pytest.mark.parametrize("words", [(), ("help",), ("--help",)])
-def test_overview_lists_the_commands(program, words):
-    done = program(*words)
-    assert done.returncode == 0
-    for command in ("run", "check", "run-epsf", "build-patches", "build-patch-inputs", "run-patches", "merge", "compute-zp", "model", "report", "dump-config", "make-sample", "download-sample"):
-        assert f"\n  {command} " in done.stdout
-
-
-@pytest.mark.parametrize("words", [("run", "--help"), ("help", "run"), ("run_epsf", "-h"), ("help", "build_patch_inputs"), ("model", "--help")])
-def test_help_of_a_command(capsys, words):
-    """Name and one line, arguments with what they are, an example; nothing is run."""
-    assert cli(list(words), commands()) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    name = next(w for w in words if w not in ("help", "--help", "-h")).replace("_", "-")
-    assert said.out.startswith(f"tract7dt {name}: ")
-    assert f"\nusage: tract7dt {name} --config PATH" in said.out
-    assert "\n  --config PATH  The YAML configuration file" in said.out
-    assert f"\nexample: tract7dt {name} --config config.yaml" in said.out
-
-
-def test_every_command_explains_itself(capsys):
-    """Every option has a text, every default that matters is told, and each help has its first line, usage and example."""
-    functions = commands()
-    for name, function in functions.items():
-        assert cli([name, "--help"], functions) == 0
-        text = capsys.readouterr().out
-        assert re.match(rf"tract7dt {name}: [A-Z].*\.\n", text) and f"usage: tract7dt {name}" in text and "\nexample: tract7dt " in text
-        for option in inspect.signature(function).parameters:
-            assert re.search(rf"^  --{option.replace('_', '-')}( [A-Z]+)?  +\w.{{8,}}", text, re.MULTILINE), (name, option)
-    cli(["make-sample", "--help"], functions)
-    assert "--size TEXT" in (text := capsys.readouterr().out) and "pixels" in text and "(default small)" in text
-
-
-@pytest.mark.parametrize("written, meant", [("run-espf", "run-epsf"), ("modle", "model"), ("raport", "report"), ("downlaod_sample", "download-sample")])
-def test_misspelt_command(capsys, written, meant):
-    assert cli([written, "x.yaml"], commands()) == 2
-    said = capsys.readouterr().err
-    assert f"did you mean {meant}?" in said and len(said.splitlines()) == 1
-
-
-def test_misspelt_option(capsys):
-    assert cli(["model", "--confg", "x.yaml"], commands()) == 2
-    assert "--confg: no such option; did you mean --config?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["run-epsf", "run_epsf"])
-def test_hyphens_and_underscores(capsys, tmp_path, name):
-    assert cli([name, str(tmp_path / "none.yaml")], commands()) == 2
-    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_make_sample_says_where(tmp_path, monkeypatch, capsys):
