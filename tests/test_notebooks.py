@@ -1,10 +1,12 @@
 """Notebooks are the source: they run, they are clean, and the modules are what they export."""
 
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,35 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 BIN = Path(sys.executable).parent
 
 
+HEAVY_IMPORTS = ["numpy", "scipy.optimize", "scipy.interpolate", "pandas", "pydantic", "astropy.io.fits", "astropy.wcs", "astropy.table",
+                 "astropy.units", "astropy.stats", "photutils.psf", "sep", "matplotlib.pyplot", "IPython", "execnb.shell", "nbdev.test"]
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """Processes that start as copies of one that has imported the libraries of nearly every notebook."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY_IMPORTS)
+    return context
+
+
+def run_notebook(notebook: Path, output: Path) -> None:
+    """What `nbdev_test` does with a notebook; exits with 1 where a cell fails, which `output` tells about."""
+    from nbdev.test import test_nb
+
+    with output.open("w") as text, redirect_stdout(text), redirect_stderr(text):
+        passed, _ = test_nb(notebook, skip_flags=["notest", "slow"], basepath=ROOT)
+    sys.exit(not passed)
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
-def test_notebook_runs(notebook):
+def test_notebook_runs(notebook, loaded, tmp_path):
     """Every cell runs and every assertion in it holds."""
-    done = subprocess.run([BIN / "nbdev_test", "--path", notebook, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    process = loaded.Process(target=run_notebook, args=(notebook, tmp_path / "output.txt"))
+    process.start()
+    process.join(300)
+    process.kill()
+    assert process.exitcode == 0, (tmp_path / "output.txt").read_text()[-4000:]
 
 
 @pytest.fixture(scope="module")
