@@ -345,3 +345,16 @@ class Config(Section):
     def source(self) -> Path | None:
         "The file this configuration was read from."
         return self._source
+
+    def changes(self, prefix: str = "") -> list[tuple]:
+        "Dotted name, value and default of every key that is not at its default; a product in its usual place counts as that."
+        usual = {f"{prefix}outputs.{name}": self.outputs.work_dir / field.default for name, field in Outputs.model_fields.items() if name != "work_dir"}
+        return [change for change in super().changes(prefix) if change[1] != usual.get(change[0])]
+
+    def __repr__(self) -> str:
+        return f"Config from {self.source or 'values'}: {len(self.changes())} keys not at their defaults, work_dir {self.outputs.work_dir}"
+
+    def _repr_html_(self) -> str:
+        from tract7dt.display import card, table_html
+        table = table_html(self.changes(), ("key", "value", "default"), most=24)
+        return card(repr(self), (), table, steps=("cfg.epsf", "load_inputs(cfg)", "pipeline.check(cfg)", "pipeline.run(cfg)"))

@@ -41,7 +41,8 @@ CELL = "style='padding:0 10px 0 0;text-align:left;vertical-align:top'"
 
 def line_html(cells, tag: str = "td") -> str:
     "One row of a table; escapes everything."
-    return "<tr>" + "".join(f"<{tag} {CELL}>{escape(word(cell))}</{tag}>" for cell in cells) + "</tr>"
+    texts = [escape(word(cell) if tag == "td" else str(cell)) for cell in cells]
+    return "<tr>" + "".join(f"<{tag} {CELL}>{text}</{tag}>" for text in texts) + "</tr>"
 
 
 def table_html(rows, head=(), most: int | None = MOST_ROWS) -> str:

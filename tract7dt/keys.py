@@ -140,6 +140,23 @@ class Section(BaseModel):
                 raise ValueError(f"expected {sign} {facts[name]}, which is {other}")
         return value
 
+    def changes(self, prefix: str = "") -> list[tuple[str, Any, Any]]:
+        "Dotted name, value and default of every key here and below that is not at its default."
+        found = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found += value.changes(f"{prefix}{name}.")
+            elif value != field.default:
+                found.append((prefix + name, value, field.default))
+        return found
+
+    def _repr_html_(self) -> str:
+        from tract7dt.display import card, table_html
+        rows = [(name, getattr(self, name), field.default, field.json_schema_extra["unit"], field.description)
+                for name, field in type(self).model_fields.items() if not isinstance(field.default, Section)]
+        return card(type(self).__doc__, (), table_html(rows, ("key", "value", "default", "unit", "meaning"), most=None))
+
 # %% ../nbs/00_keys.ipynb #c031
 WORDS = {bool: "true or false", int: "int", float: "float", str: "text", Path: "path", type(None): "null"}
 

@@ -37,7 +37,7 @@ from .text_tables import typed
 log = logging.getLogger("tract7dt.tile")
 
 # %% ../nbs/12_tile.ipynb #c005
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tile:
     """A field: bands, white image, catalog.
 
@@ -104,6 +104,33 @@ class Tile:
         if self.bright_mask is not None:
             add_bright(pixels.mask, self.bright_mask, box or Box.of_shape(self.shape))
         return pixels
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return (f"Tile of {columns} x {rows} pixels in {len(self.bands)} bands ({', '.join(self.band_names)}); "
+                f"{len(self.catalog)} sources, {int(self.active.sum())} of them to be measured")
+
+    def _repr_html_(self) -> str:
+        from tract7dt.display import card, table_html
+        from tract7dt.plots.small import field_picture
+        rows = [(band.name, band.fwhm_pix, band.sky_sigma, band.saturation_level, band.path.name) for band in self.bands]
+        excluded = self.catalog.loc[~self.active, "excluded_reason"].value_counts()
+        lines = ["excluded: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items())] if len(excluded) else []
+        lines += [f"bright mask: {self.bright_mask.mean():.2%} of the pixels"] if self.bright_mask is not None else []
+        table = table_html(rows, ("band", "FWHM (pix)", "sky noise", "saturation", "image"))
+        return card(repr(self), lines, table, lambda: field_picture(self), ("tile.plot()", "tile.catalog", "build_epsf(tile, cfg)"))
+
+    def plot(self, box: Box | None = None):
+        """The white stack with the sources of the catalog, as a matplotlib figure.
+
+        Parameters
+        ----------
+        box : Box, optional
+            Part of the working frame; all of it without.
+        """
+        from tract7dt.display import shown
+        from tract7dt.plots.field import white_overlay
+        return shown(white_overlay(self, max(1, max((box or Box.of_shape(self.shape)).shape) // 1500), box))
 
 # %% ../nbs/12_tile.ipynb #c006
 def add_bright(mask: np.ndarray, bright: np.ndarray, box: Box) -> None:
@@ -254,7 +281,7 @@ def drop_result_columns(table: pd.DataFrame, bands, path: Path) -> pd.DataFrame:
     ours = {c.name for c in result_columns([b.name for b in bands])} | set(INTERNAL_COLUMNS)
     clashes = [c for c in table if c in ours]
     if clashes:
-        log.warning("%s: columns named like results are replaced: %s", path, list_some(clashes))
+        log.warning("%s: columns named like results are replaced: %s; rename yours to keep them", path, list_some(clashes))
     return table.drop(columns=clashes)
 
 # %% ../nbs/12_tile.ipynb #c023

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from .columns import column_for
+from .errors import UserError
 from .files import Layout, write_csv
 
 # %% ../nbs/53_zp.ipynb #c002b
@@ -188,7 +189,7 @@ def colours(stars: pd.DataFrame, gaia: pd.DataFrame, bands) -> np.ndarray:
     return stars["gaia_source_id"].map(table[known[0]] - table[known[-1]]).to_numpy(float)
 
 # %% ../nbs/53_zp.ipynb #c021
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ZeroPoints:
     "Zero points of all solved bands, and every star that was considered."
     bands: dict[str, BandZeroPoint]
@@ -199,8 +200,36 @@ class ZeroPoints:
         "One row per solved band."
         return pd.DataFrame([vars(z) for z in self.bands.values()], columns=list(BandZeroPoint.__dataclass_fields__))
 
+    def __repr__(self) -> str:
+        return "\n".join(f"{z.band}: {z.zp:.4f} +- {z.zp_err:.4f} mag from {z.n_used} stars" for z in self.bands.values()) or "no zero point"
+
     def _repr_html_(self) -> str:
-        return self.summary[["band", "zp", "zp_err", "zp_scatter", "n_used", "n_clipped", "n_unreliable"]].round(4).to_html(index=False)
+        from tract7dt.display import card, table_html
+        from tract7dt.plots.small import zero_points_picture
+        rows = [(z.band, f"{z.zp:.4f} ± {z.zp_err:.4f}", f"{1000 * z.zp_scatter:.1f}", z.n_used, z.n_clipped, z.n_unreliable) for z in self.bands.values()]
+        table = table_html(rows, ("band", "zero point (mag)", "scatter (mmag)", "used", "clipped", "not usable"), most=40)
+        steps = ('zero_points.plot("band")', "zero_points.summary", "zero_points.stars")
+        return card(f"Zero points of {len(rows)} bands", (), table, lambda: zero_points_picture(self), steps)
+
+    def plot(self, band: str, full_range: bool = True):
+        """Zero point of each star of a band against its Gaia magnitude, as a matplotlib figure.
+
+        Parameters
+        ----------
+        band : str
+        full_range : bool
+            All stars; else within the magnitudes and the offset that the plots of a run have by default.
+
+        Raises
+        ------
+        UserError
+            If the band has no zero point.
+        """
+        from tract7dt.display import shown
+        from tract7dt.plots.calibration import plot_settings, zp_vs_mag
+        if band not in self.bands:
+            raise UserError(f"{band}: no zero point of this band; there are {', '.join(self.bands) or 'none'}")
+        return shown(zp_vs_mag(self.bands[band], self.stars, plot_settings(self.stars, band), full_range))
 
 
 def solve_zero_points(catalog: pd.DataFrame, gaia: pd.DataFrame, bands, settings) -> ZeroPoints:

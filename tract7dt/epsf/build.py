@@ -24,7 +24,7 @@ import sep
 from threadpoolctl import threadpool_limits
 
 from .bandfit import MIN_STARS, BandFit, BandStars, fit_band
-from .cells import CellContext, CellPSF, cell_product
+from .cells import VERDICT_NAMES, CellContext, CellPSF, cell_product
 from .model import BandPSF, analytic_psf, empty_stars
 from .others import given_psf, with_stacks
 from .sources import (
@@ -198,9 +198,9 @@ def fit_warnings(fit: BandFit, settings) -> tuple[str, ...]:
     fwhm = fit.psf.fwhm(fit.psf.shape[1] / 2, fit.psf.shape[0] / 2)
     notes = []
     if fit.psf.rejected_fraction > 0.3:
-        notes.append(f"{fit.psf.rejected_fraction:.0%} of the stars do not fit the model: suspect the model")
+        notes.append(f"{fit.psf.rejected_fraction:.0%} of the stars do not fit the model; look at their residuals before you trust it")
     if settings.oversamp == 1 and fwhm < 2.3:
-        notes.append(f"FWHM {fwhm:.2f} pix is undersampled: set epsf.oversamp to 2")
+        notes.append(f"FWHM {fwhm:.2f} pix is undersampled; set epsf.oversamp to 2")
     return tuple(notes)
 
 # %% ../../nbs/26_epsf.ipynb #c014
@@ -286,11 +286,38 @@ class EPSFGrid:
         names = ("band", "patch", "psf_source", "nstars_used", "total_snr", "eps_pred", "verdict", "fwhm_pix", "chi2_core_median")
         return pd.DataFrame([{name: getattr(product.meta, name) for name in names} for product in self.cells], columns=names)
 
+    def by_band(self) -> pd.DataFrame:
+        "One row for each band: its cells, the fewest stars of one, the middle width, the largest predicted flux error, the worst verdict."
+        rows = self.table().assign(rank=lambda table: table["verdict"].map(VERDICT_NAMES.index)).groupby("band", sort=False)
+        table = rows.agg(cells=("patch", "size"), fewest_stars=("nstars_used", "min"), fwhm_pix=("fwhm_pix", "median"),
+                         eps_pred=("eps_pred", "max"), rank=("rank", "max")).reset_index()
+        return table.assign(verdict=[VERDICT_NAMES[rank] for rank in table.pop("rank")])
+
     def __repr__(self) -> str:
         return f"EPSFGrid of {len(self.bands)} bands, {len(self.cells)} stamps, {len(self.failures)} failures"
 
     def _repr_html_(self) -> str:
-        return self.table().round(4).to_html(index=False)
+        from tract7dt.display import card, table_html
+        from tract7dt.plots.small import bands_picture
+        failed = [f"band {failure.band} has no ePSF: {failure.error}" for failure in self.failures]
+        steps = ('epsfs.plot("band")', "epsfs.table()", 'epsfs.cell("band", "r00_c00")', 'fit_patch_at(tile, epsfs, cfg, "source ID")')
+        return card(repr(self), failed, table_html(self.by_band(), most=40), lambda: bands_picture(self), steps)
+
+    def plot(self, band: str):
+        """The stamps of all cells of a band, their differences and growth curves, as a matplotlib figure.
+
+        Raises
+        ------
+        UserError
+            If the band has no ePSF.
+        """
+        from tract7dt.display import shown
+        from tract7dt.plots.epsf import CellStamp, epsf_sheet
+        cells = [product for product in self.cells if product.band == band]
+        if not cells:
+            raise UserError(f"{band}: no ePSF of this band; there are {', '.join(self.bands) or 'none'}")
+        stamps = [CellStamp(p.cell.row, p.cell.col, p.stamp, f"{p.meta.nstars_used} stars") for p in cells]
+        return shown(epsf_sheet(stamps, f"{band}: {self.bands[band].nstars} stars", oversamp=cells[0].meta.cfg["oversamp"]))
 
 
 PHOTUTILS_KEYS = (
@@ -360,7 +387,7 @@ def build_epsf(tile, cfg, workers: int | str | None = None) -> EPSFGrid:
     with band_pool(count) as pool:
         models, backgrounds, errors = build_models(tile, cfg, pool, gaia)
     for band, error in errors.items():
-        log.error("ePSF of band %s failed: %s", band, error)
+        log.error("ePSF of band %s failed: %s; the other bands stand, mend the cause and run run-epsf again", band, error)
     return assemble(tile, cfg, effective_mode(cfg, gaia), models, backgrounds, errors)
 
 

@@ -1,0 +1,128 @@
+"""Objects show themselves in a notebook: short, light, escaped, and whatever happens to their pictures."""
+
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import tract7dt.plots.small as small
+from tract7dt.config import Config
+from tract7dt.display import MOST_BYTES, card, picture_html, table_html
+from tract7dt.errors import UserError
+from tract7dt.patch_fit import fit_patch, fit_patch_at, load_psfs
+from tract7dt.payload import read_payload
+
+OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points")
+
+
+class Balance(HTMLParser):
+    """Counts opened and closed elements; nesting must be proper."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        if tag != "img":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert tag == "img" or self.open.pop() == tag
+
+
+def checked(page: str) -> set[str]:
+    """Elements of a page, which is well-formed."""
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    return parser.seen
+
+
+def pictures(page: str) -> list[bytes]:
+    return [b64decode(data) for data in re.findall(r"data:image/png;base64,([^']+)'", page)]
+
+
+@pytest.fixture(scope="module")
+def held(middle_run):
+    """What one holds in a notebook after a run of the middle of the sample tile."""
+    cfg, result = middle_run
+    source = result.catalog.loc[result.catalog["fit_is_reliable"], "ID"].iloc[0]
+    return {"cfg": cfg, "section": cfg.patch_run, "tile": result.tile, "epsfs": result.epsf, "cell": result.epsf.cells[0],
+            "patches": result.patches, "fit": fit_patch_at(result.tile, result.epsf, cfg, source), "zero_points": result.zero_points, "result": result}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_an_object_shows_a_light_card(name, held):
+    page = held[name]._repr_html_()
+    assert "table" in checked(page)
+    assert len(page) < 100_000
+    for png in pictures(page):
+        assert len(png) <= MOST_BYTES
+        assert max(Image.open(BytesIO(png)).size) < 700
+    assert len(pictures(page)) == (0 if name in ("cfg", "section") else 1)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name not in ("section", "result", "zero_points")])
+def test_an_object_prints_in_a_line(name, held):
+    text = repr(held[name])
+    assert len(text) < 400 and "\n" not in text and "array(" not in text
+
+
+@pytest.mark.parametrize("name, function", [("tile", "field_picture"), ("epsfs", "bands_picture"), ("cell", "stamp_picture"), ("fit", "fit_picture"),
+                                            ("patches", "patches_picture"), ("zero_points", "zero_points_picture")])
+def test_a_failing_picture_leaves_the_table(name, function, held, monkeypatch):
+    def broken(*_):
+        raise ValueError("<no> ink")
+    monkeypatch.setattr(small, function, broken)
+    page = held[name]._repr_html_()
+    assert "no picture (ValueError: &lt;no&gt; ink)" in page and "table" in checked(page) and not pictures(page)
+
+
+def test_texts_of_users_are_escaped(held):
+    tile = held["tile"]
+    evil = tile.catalog.assign(excluded_reason="<script>")
+    page = type(tile)(**{**vars(tile), "catalog": evil})._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<script>" not in table_html([["<script>"]], ["<script>"]) + card("<script>", ["<script>"], steps=["<script>"])
+    assert "<script>" not in picture_html(lambda: {}["<script>"])
+
+
+def test_the_card_of_a_configuration_lists_what_was_changed(held):
+    cfg = held["cfg"]
+    names = {name for name, *_ in cfg.changes()}
+    assert "crop.margin" in names and "patch_run.engine" not in names
+    assert not any(name.startswith("outputs.") and name != "outputs.work_dir" for name in names), "products in their usual places"
+    assert "crop.margin" in cfg._repr_html_()
+    assert Config().changes() == []
+
+
+def test_plots_are_figures(held):
+    band = held["tile"].band_names[0]
+    drawn = [held["tile"].plot(), held["epsfs"].plot(band), held["cell"].plot(), held["zero_points"].plot(band), held["fit"].plot(), held["fit"].plot(band),
+             held["fit"].plot_source(held["fit"].measured["ID"].iloc[0])]
+    assert all(isinstance(figure, Figure) and figure.axes for figure in drawn)
+    for thing in ("epsfs", "zero_points", "fit"):
+        with pytest.raises(UserError, match="m000"):
+            held[thing].plot("m000")
+
+
+def test_a_fit_in_memory_is_the_fit_from_files(held):
+    """One code path: what is tried in a notebook is what a run would do."""
+    cfg, fit, layout = held["cfg"], held["fit"], held["result"].layout
+    payload = read_payload(layout.payload(fit.payload.patch.tag))
+    stored = fit_patch(payload, load_psfs(payload, layout, cfg), cfg)
+    for band in fit.psfs:
+        np.testing.assert_allclose(fit.measured[f"FLUX_{band}_fit"], stored.measured[f"FLUX_{band}_fit"], rtol=1e-6)
+    assert fit_patch_at(held["tile"], held["epsfs"], cfg, fit.payload.patch.tag).payload.patch == fit.payload.patch
+
+
+@pytest.mark.parametrize("name, text", [("nobody", "neither a source of the catalog nor a patch"), ("r09_c09_pr00_pc00", "neither a source")])
+def test_a_fit_of_nobody_is_refused(name, text, held):
+    with pytest.raises(UserError, match=text):
+        fit_patch_at(held["tile"], held["epsfs"], held["cfg"], name)
