@@ -7,7 +7,7 @@ __all__ = ['REMOVED', 'CATALOG_SUFFIXES', 'Findings', 'note_keys', 'plain', 'par
            'suggestion', 'unknown_key', 'dig', 'show', 'key_of', 'describe_error', 'validate', 'is_placeholder',
            'wants_gaia', 'check_placeholders', 'absolute', 'resolve_paths', 'override', 'make_config', 'load_config',
            'changed_keys', 'legacy_warnings', 'is_other_python', 'config_warnings', 'plain_values', 'to_yaml',
-           'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot_text', 'snapshot']
+           'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot_text', 'write_new', 'snapshot']
 
 # %% ../nbs/00b_configfile.ipynb #c002
 import difflib
@@ -17,6 +17,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from textwrap import wrap
 
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from . import __version__
 from .config import Config
 from .errors import UserError, list_some
-from .files import write_text
+from .files import make_folder, write_text, writing
 from .keys import KeyInfo, Section, describe_keys
 
 # %% ../nbs/00b_configfile.ipynb #c005
@@ -101,13 +102,13 @@ def read_text(path: Path) -> str:
 
 # %% ../nbs/00b_configfile.ipynb #c014
 REMOVED = {
-    "crop.overlay_catalog": "is now overlay.enabled",
-    "crop.overlay_downsample_full": "is now overlay.downsample_full",
+    "crop.overlay_catalog": "is now overlay.enabled; rename it",
+    "crop.overlay_downsample_full": "is now overlay.downsample_full; rename it",
     "crop.overlay_downsample_crop": "was removed, the zoom is drawn at native resolution; delete the key",
-    "crop.overlay_crop_enabled": "is now overlay.zoom_enabled",
-    "crop.overlay_crop_box": "is now overlay.zoom_box",
-    "epsf.gaia_seed_sat_r": "is now epsf.star_sat_check_r",
-    "epsf.gaia_seed_sat_div": "is now source_saturation_cut.saturation_divisor",
+    "crop.overlay_crop_enabled": "is now overlay.zoom_enabled; rename it",
+    "crop.overlay_crop_box": "is now overlay.zoom_box; rename it",
+    "epsf.gaia_seed_sat_r": "is now epsf.star_sat_check_r; rename it",
+    "epsf.gaia_seed_sat_div": "is now source_saturation_cut.saturation_divisor; rename it",
     "merge.wcs_fits": "was removed, wcs.fits in work_dir is always used; delete the key",
 }
 
@@ -377,17 +378,26 @@ def snapshot_text(cfg: Config) -> str:
     return f"# Configuration in effect, tract7dt {__version__}{origin}\n{to_yaml(cfg)}"
 
 
+def write_new(path: Path, content: bytes) -> bool:
+    "Write a file that is not there yet, whole or not at all; False if there is one of that name."
+    with writing(path):
+        try:
+            stream = path.open("xb")
+        except FileExistsError:
+            return False
+        try:
+            with stream:
+                stream.write(content)
+        except OSError:
+            path.unlink()
+            raise
+    return True
+
+
 def snapshot(cfg: Config, work_dir: Path, now: datetime | None = None) -> Path:
     "Write the configuration in effect to `config_used_<time>.yaml` in `work_dir`; nothing is ever overwritten."
     stem = f"config_used_{now or datetime.now():%Y%m%d_%H%M%S}"
     text = snapshot_text(cfg).encode()
-    work_dir.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        copy = work_dir / (f"{stem}.yaml" if number == 1 else f"{stem}_{number}.yaml")
-        try:
-            with copy.open("xb") as stream:
-                stream.write(text)
-            return copy
-        except FileExistsError:
-            number += 1
+    make_folder(work_dir)
+    names = (f"{stem}.yaml" if number == 1 else f"{stem}_{number}.yaml" for number in count(1))
+    return next(copy for name in names if write_new(copy := work_dir / name, text))

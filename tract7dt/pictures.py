@@ -37,16 +37,16 @@ from .plots.stars import background_diagnostics, psf_stars, star_backgrounds, st
 from .sky import Box
 from .tile import Tile, stack_strip
 
-# %% ../nbs/69_pictures.ipynb #c002b
+# %% ../nbs/69_pictures.ipynb #c003
 log = logging.getLogger(__name__)
 
-# %% ../nbs/69_pictures.ipynb #c005
+# %% ../nbs/69_pictures.ipynb #c006
 DRAWING_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, UserError, ValueError)
 
 
 def save_picture(picture: Figure | Sheet, path: Path, dpi: int) -> None:
     "Write a picture as PNG, whole or not at all."
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         if isinstance(picture, Sheet):
             picture.save(temporary, dpi)
         else:
@@ -74,7 +74,7 @@ def remove(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/69_pictures.ipynb #c008
+# %% ../nbs/69_pictures.ipynb #c009
 RIM_PIXELS = 2_000_000
 
 
@@ -113,7 +113,7 @@ def picture_before_crop(tile: Tile, step: int) -> Figure:
     step = display_step(Box.of_shape(first.shape), step)
     return white_before_crop(thinned_white(tile, step), step, first.shape, first.crop)
 
-# %% ../nbs/69_pictures.ipynb #c009
+# %% ../nbs/69_pictures.ipynb #c010
 def draw_load(tile: Tile, cfg: Config, layout: Layout) -> None:
     "Draw the white stack before and after the crop, and the catalog on it."
     crop, overlay, dpi = cfg.crop, cfg.overlay, cfg.plotting.dpi
@@ -136,7 +136,7 @@ def draw_zoom(tile: Tile, cfg: Config, layout: Layout) -> str:
                 "no zoom is drawn")
     return draw(layout.white_overlay_zoom, cfg.plotting.dpi, white_overlay, tile, 1, box, fallback=cfg.patch_run.gal_model)
 
-# %% ../nbs/69_pictures.ipynb #c015
+# %% ../nbs/69_pictures.ipynb #c016
 def draw_gaia(tile: Tile, cfg: Config, layout: Layout) -> None:
     "Draw what the Gaia table did to the catalog, where it did anything."
     remove(layout.gaia_overlay)
@@ -150,7 +150,7 @@ def draw_bright_mask(tile: Tile, cfg: Config, layout: Layout) -> None:
     if tile.bright_mask is not None:
         warn(draw(layout.bright_mask_overlay, cfg.plotting.dpi, bright_mask_overlay, tile, cfg.overlay.downsample_full))
 
-# %% ../nbs/69_pictures.ipynb #c018
+# %% ../nbs/69_pictures.ipynb #c019
 def numbered_stars(psf: BandPSF, tag: str, table) -> object:
     "The list of a cell with the numbers `id` of the stars in `table` (-1 for those not in it)."
     listed = psf.stars[psf.stars["cell"] == tag]
@@ -218,7 +218,7 @@ def sky_noises(stars) -> np.ndarray:
     "Noise of the sky in each stamp: that of its darkest pixels."
     return np.nanmin(stars.noise.reshape(len(stars), -1), axis=1)
 
-# %% ../nbs/69_pictures.ipynb #c019
+# %% ../nbs/69_pictures.ipynb #c020
 def draw_cell(product: CellPSF, psf: BandPSF, view, mean: np.ndarray, cfg: Config, layout: Layout) -> list[str]:
     "Draw all pictures of a band and cell; what could not be drawn."
     tag, settings = product.cell.tag, cfg.epsf
@@ -279,7 +279,7 @@ def band_problems(future, band: str) -> list[str]:
     except BrokenProcessPool as failure:
         return [f"pictures of band {band} were not drawn (the process died: {failure})"]
 
-# %% ../nbs/69_pictures.ipynb #c023
+# %% ../nbs/69_pictures.ipynb #c024
 def montage_rows(shown: np.ndarray, settings) -> np.ndarray:
     "Rows of the sources that get a montage (`patch_run.cutout_start`, `cutout_max_sources`)."
     end = None if settings.cutout_max_sources is None else settings.cutout_start + settings.cutout_max_sources
@@ -310,7 +310,7 @@ def draw_patch(fit, cfg: Config, layout: Layout) -> str:
         problems.append(draw(path, dpi, montage_sheet, paint, index, settings.cutout_size // 2))
     return list_some([problem for problem in problems if problem], 2)
 
-# %% ../nbs/69_pictures.ipynb #c026
+# %% ../nbs/69_pictures.ipynb #c027
 def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
     "Draw the zero points of all solved bands (a `ZeroPoints`): in the configured range, and with every star."
     remove(*layout.zp_dir.glob("zp_vs_mag__*.png"))

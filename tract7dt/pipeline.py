@@ -9,7 +9,7 @@ __all__ = ['log', 'SECONDS_PER_SOURCE_AND_BAND', 'BYTES_PER_PIXEL', 'Result', 'r
 
 # %% ../nbs/70_pipeline.ipynb #c002
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,10 +20,11 @@ import pandas as pd
 from . import configfile, zp
 from .config import Config
 from .epsf.build import EPSFGrid
-from .errors import UserError
-from .files import Layout
+from .executors import require_dask
+from .files import Layout, make_folder, sweep
 from .fit.tractor_build import require_tractor
 from .gaia import augment_gaia
+from .lock import work_lock
 from .logs import log_run
 from .machine import worker_count
 from .manifest import require_fits
@@ -95,17 +96,19 @@ def require_available(cfg: Config) -> None:
     Raises
     ------
     UserError
-        If this version cannot do it, or Tractor is wanted and not installed.
+        If Dask or Tractor is wanted and not installed.
     """
-    if cfg.patch_run.executor != "process":
-        raise UserError(f"patch_run.executor: {cfg.patch_run.executor} is not available in this version; use process")
+    if cfg.patch_run.executor == "dask":
+        require_dask()
     if cfg.patch_run.engine == "tractor":
         require_tractor()
 
 
 @contextmanager
-def session(config: str | Path | Config, command: str):
-    """Around a command: read the configuration, start the log, keep a copy of the configuration.
+def session(config: str | Path | Config, command: str, alone: bool = True):
+    """Around a command: read the configuration, take the work directory, start the log, keep a copy of the configuration.
+
+    A command that only reads what others made, and may do so while they are at it, is not `alone`.
 
     Yields
     ------
@@ -114,13 +117,17 @@ def session(config: str | Path | Config, command: str):
     Raises
     ------
     UserError
-        If the configuration is wrong or asks for something that this version cannot do.
+        If the configuration is wrong or asks for something that this version cannot do, or another run is at work there.
     """
     cfg = config if isinstance(config, Config) else configfile.load_config(str(config))
     require_available(cfg)
     layout = Layout.of(cfg.outputs)
-    layout.work_dir.mkdir(parents=True, exist_ok=True)
-    with log_run(cfg.logging, layout.work_dir, command):
+    make_folder(layout.work_dir)
+    with work_lock(layout.lock, command) if alone else nullcontext("") as told, log_run(cfg.logging, layout.work_dir, command):
+        if told:
+            log.warning(told)
+        if alone and (left := sweep(layout)):
+            log.info("%d temporary files of an earlier run removed", left)
         configfile.snapshot(cfg, layout.work_dir)
         for warning in configfile.config_warnings(cfg):
             log.warning(warning)
