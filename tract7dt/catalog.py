@@ -230,7 +230,7 @@ def _has_positions(table: pd.DataFrame, spelling: dict[str, str], found: list[st
     if missing:
         problems.error(f"{path}: no column {' and '.join(missing)}; columns found: {list_some(found, 30)}; accepted are RA and DEC in any case")
     elif (spelling["RA"], spelling["DEC"]) != ("RA", "DEC"):
-        problems.warn(f"{path}: columns {spelling['RA']!r} and {spelling['DEC']!r} are taken as RA and DEC in degrees")
+        problems.warn(f"{path}: columns {spelling['RA']!r} and {spelling['DEC']!r} are taken as RA and DEC in degrees; rename them if they are something else")
     return not missing
 
 

@@ -294,7 +294,7 @@ def read_weight(band: Band, box: Box) -> np.ndarray:
     weight = band.weight.section(box)
     weight[~np.isfinite(weight)] = 0
     if (weight < 0).any():
-        raise UserError(f"{band.weight.path}: {(weight < 0).sum()} negative weights, lowest {weight.min():g}; weights are >= 0, 0 = no data")
+        raise UserError(f"{band.weight.path}: {(weight < 0).sum()} negative weights, lowest {weight.min():g}; make them >= 0, 0 = no data")
     return weight
 
 # %% ../nbs/10_frames.ipynb #c030

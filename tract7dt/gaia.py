@@ -171,7 +171,7 @@ def select_stars(table: pd.DataFrame, tile: Tile, zp) -> Selection:
              zp.gaia_mag_max, inside.sum(), box)
     if not inside.any():
         log.warning("no Gaia star to use: %d in the table, %d with %g <= phot_g_mean_mag <= %g (zp.gaia_mag_min, zp.gaia_mag_max), 0 in x %d-%d, "
-                    "y %d-%d (zp.min_box_size_pix)", len(table), len(bright), zp.gaia_mag_min, zp.gaia_mag_max, box.x0, box.x1, box.y0, box.y1)
+                    "y %d-%d (zp.min_box_size_pix); widen these limits, or compare coordinates of table and images", len(table), len(bright), zp.gaia_mag_min, zp.gaia_mag_max, box.x0, box.x1, box.y0, box.y1)
     return Selection(box, bright[inside].reset_index(drop=True), x[inside], y[inside])
 
 

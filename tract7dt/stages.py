@@ -42,7 +42,7 @@ def draw(what: str, function, *values) -> None:
         try:
             function(*values)
         except pictures.DRAWING_ERRORS as failure:
-            log.warning("pictures of %s were not drawn (%s: %s)", what, type(failure).__name__, failure)
+            log.warning("pictures of %s were not drawn (%s: %s); the results do not depend on them", what, type(failure).__name__, failure)
 
 # %% ../nbs/70a_stages.ipynb #c010
 def input_images(tile: Tile, cfg: Config) -> list[Path]:

@@ -230,7 +230,7 @@ def fit_tractor(problem: FitProblem, settings: TractorSettings = TractorSettings
             scene = build_scene(problem, settings)
             return assemble(scene, run_stages(scene, settings.staged))
     except FAULTS as fault:
-        log.warning("Tractor failed, none of the %d sources is fitted: %s: %s", len(problem.sources), type(fault).__name__, fault)
+        log.warning("Tractor failed: %s: %s; none of the %d sources is fitted, try patch_run.engine: native", type(fault).__name__, fault, len(problem.sources))
         log.debug("Where it failed:", exc_info=True)
         return failed_result(problem)
     finally:

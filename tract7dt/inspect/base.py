@@ -114,7 +114,7 @@ def open_band(run: FinishedRun, name: str) -> Band:
     """
     problems, path = Problems(), files_by_band(tuple(image_paths(run))).get(name)
     if path is None or not path.is_file():
-        raise UserError(f"the image of band {name} is not where it was when the run was made; single stars cannot be shown without it")
+        raise UserError(f"the image of band {name} is not where it was when the run was made, so single stars cannot be shown; put it back")
     band = read_band(Entry(0, path), run.cfg, problems)
     problems.raise_if_any()
     return replace(band, crop=working_box(band.shape, run.cfg.crop, problems))

@@ -84,7 +84,7 @@ def read_band_view(layout: Layout, band: str, rows: list[dict]) -> BandView:
     """
     cells = [row for row in rows if "patch" in row]
     if not cells:
-        raise UserError(f"band {band} has no ePSF: {rows[0].get('error', 'no active cell')}")
+        raise UserError(f"band {band} has no ePSF: {rows[0].get('error', 'no active cell')}; choose another band")
     model = BandPSF.load(layout.psf_model(band))
     return BandView(band, model, {row["patch"]: CellView(row, read_stamp(layout, model, row)) for row in cells})
 

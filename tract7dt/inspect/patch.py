@@ -77,7 +77,7 @@ def read_patch(run: FinishedRun, tag: str) -> PatchView:
     path = run.layout.payload(tag)
     if not path.exists():
         empty = run.manifest.payloads and tag not in run.manifest.payloads
-        raise UserError(f"patch {tag} holds no source to be measured, so it was not fitted" if empty
+        raise UserError(f"patch {tag} holds no source to be measured, so it was not fitted; choose another" if empty
                         else f"{path} is not there; run build-patch-inputs first")
     payload = read_payload(path)
     with threadpool_limits(run.cfg.patch_run.threads_per_process):

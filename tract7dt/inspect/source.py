@@ -77,7 +77,7 @@ def patch_of(fate: pd.Series, patches: pd.DataFrame) -> str:
         return fate["patch_tag"]
     inside = [tag for tag, row in patches.iterrows() if base_box(row).contains(fate["x_pix_white"], fate["y_pix_white"])]
     if not inside:
-        raise UserError(f"{fate['ID']} lies in no patch, so there is nothing to show")
+        raise UserError(f"{fate['ID']} lies in no patch, so there is nothing to show; choose another source")
     return inside[0]
 
 
@@ -95,7 +95,7 @@ def source_view(fate: pd.Series, patch: PatchView, settings) -> SourceView:
     """
     rows = np.flatnonzero(patch.sources["ID"] == fate["ID"])
     if not len(rows):
-        raise UserError(f"{fate['ID']} took no part in the fit of patch {patch.tag}")
+        raise UserError(f"{fate['ID']} took no part in the fit of patch {patch.tag}; choose another source")
     one = patch.sources.iloc[rows[:1]].reset_index(drop=True)
     shape = start_shapes(one, settings)
     start = {"x_pix_white": one["x_pix_white"][0], "y_pix_white": one["y_pix_white"][0], "Re": shape.re[0], "ELL": 1 - shape.ab[0],
