@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['cgroup_folders', 'read_numbers', 'cpu_quota', 'available_cpus', 'worker_count', 'available_memory_gb',
-           'memory_bound_gb']
+           'memory_bound_gb', 'end_with_parent', 'worker_begins']
 
 # %% ../nbs/00c_machine.ipynb #c002
 import math
+import multiprocessing
 import os
+import signal
+import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 # %% ../nbs/00c_machine.ipynb #c005
@@ -66,3 +70,21 @@ def available_memory_gb(folders=None) -> float:
 def memory_bound_gb(setting: float | str) -> float:
     "The bound in GB that a `max_memory_gb` setting means."
     return available_memory_gb() if setting == "auto" else setting
+
+# %% ../nbs/00c_machine.ipynb #c021
+def end_with_parent() -> None:
+    "End this process when the one that started it is gone."
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def worker_begins() -> None:
+    "What a worker process does first (the initializer of a pool)."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
