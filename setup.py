@@ -28,6 +28,6 @@ setup(
     include_package_data=True,
     python_requires=f">={meta['min_python']}",
     install_requires=meta["requirements"].split(),
-    extras_require={"dev": meta["dev_requirements"].split(), "parquet": ["pyarrow"]},
+    extras_require={"dev": meta["dev_requirements"].split(), "dask": meta["dask_requirements"].split(), "parquet": ["pyarrow"]},
     entry_points={"console_scripts": meta["console_scripts"].split()},
 )

@@ -145,11 +145,6 @@ def test_crop_that_leaves_nothing(program, tile):
     refused(program, tile, "crop.margin", "500")
 
 
-def test_feature_of_a_later_version(program, tile):
-    edit(tile / "config.yaml", "max_workers: auto", "executor: dask")
-    refused(program, tile, "patch_run.executor", "process")
-
-
 @pytest.mark.skipif(importlib.util.find_spec("tractor") is not None, reason="Tractor is installed")
 def test_tractor_is_wanted_and_not_there(program, tile):
     edit(tile / "config.yaml", "patch_run:\n", "patch_run:\n  engine: tractor\n")

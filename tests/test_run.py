@@ -14,6 +14,7 @@ import pytest
 from small_inputs import Field, noise, rows_at
 from tract7dt import frames, pipeline, run
 from tract7dt.configfile import config_warnings, load_config, resolve_paths
+from tract7dt.executors import make_pool
 from tract7dt.files import Layout
 from tract7dt.merge import read_catalog
 
@@ -46,9 +47,9 @@ def die_on_the_third(tag, layout, cfg):
 
 
 def test_the_patch_that_kills_its_worker_is_found_and_the_others_are_done(monkeypatch):
-    cfg = SimpleNamespace(patch_run=SimpleNamespace(max_workers=2))
+    cfg = SimpleNamespace(patch_run=SimpleNamespace(max_workers=2, executor="process"))
     monkeypatch.setattr(run, "run_patch", die_on_the_third)
-    done, raised = run.collect(run.make_pool(2), range(6), None, cfg)
+    done, raised = run.collect(make_pool(2), range(6), None, cfg)
     assert raised
     more, raised = run.retry_lost(raised, None, cfg)
     assert set(done | more) == {0, 1, 2, 4, 5}

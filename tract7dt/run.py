@@ -4,21 +4,17 @@
 
 # %% auto #0
 __all__ = ['log', 'NOT_THE_FIT', 'fit_fingerprint', 'psf_record', 'stage_record', 'optimizer_record', 'patch_meta', 'stalls',
-           'prior_counts', 'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'run_patch', 'fit_workers',
-           'make_executor', 'make_pool', 'RunSummary', 'collect', 'retry_lost', 'make_psfs', 'prepare_cells',
-           'run_patches', 'read_patch_catalogs']
+           'prior_counts', 'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'run_patch', 'RunSummary', 'collect',
+           'retry_lost', 'make_psfs', 'prepare_cells', 'run_patches', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c002
 import hashlib
 import json
 import logging
-import multiprocessing
 import shutil
-import signal
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,22 +23,22 @@ from threadpoolctl import threadpool_limits
 
 from . import __version__
 from .columns import all_columns, as_declared, fitted_bands
-from .errors import UserError, list_some
+from .errors import list_some
+from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost
 from .files import Layout, file_fingerprint, fingerprint, read_csv, write_csv, write_json, write_text
 from .fit.flags import FitStatus
 from .fit.problem import FitResult
 from .fit.tractor_build import require_tractor
 from .logs import progress
-from .machine import available_cpus, worker_count
 from .manifest import record_fits, require_payloads
 from .patch_fit import PatchFit, fit_patch, load_psfs, psf_columns
 from .payload import read_payload
 from .pictures import DRAWING_ERRORS, draw_patch
 
-# %% ../nbs/51_run.ipynb #c002b
+# %% ../nbs/51_run.ipynb #c003
 log = logging.getLogger(__name__)
 
-# %% ../nbs/51_run.ipynb #c005
+# %% ../nbs/51_run.ipynb #c007
 NOT_THE_FIT = {
     "resume", "max_workers", "threads_per_process", "executor", "dask_address", "python_exe", "no_cutouts", "no_patch_overview",
     "cutout_size", "cutout_max_sources", "cutout_start", "cutout_data_p_lo", "cutout_data_p_hi", "cutout_model_p_lo",
@@ -61,7 +57,7 @@ def fit_fingerprint(payload_fingerprint: str, psfs: dict, cfg) -> str:
 def _hash(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
-# %% ../nbs/51_run.ipynb #c007
+# %% ../nbs/51_run.ipynb #c009
 def psf_record(psfs: dict, least: int) -> dict:
     "What meta.json says about the PSFs of a patch; `least` is patch_run.min_epsf_nstars_for_use."
     columns = {name: value for name, value in psf_columns(psfs, least).items() if not name.endswith("_json")}
@@ -177,32 +173,7 @@ def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     write_json(layout.patch_meta(tag), patch_meta(fit, cfg.patch_run, done))
     return PatchDone(tag, done, time.perf_counter() - start, skipped=False, picture_problem=picture_problem(fit, layout, cfg))
 
-# %% ../nbs/51_run.ipynb #c011
-def fit_workers(settings, tasks: int) -> int:
-    "Workers for so many patches; more than there are processors would only wait for each other."
-    return worker_count(settings.max_workers, min(tasks, available_cpus()))
-
-
-def make_executor(settings, tasks: int):
-    """Executor for the patches: `patch_run.max_workers` processes, or one thread of this process.
-
-    Raises
-    ------
-    UserError
-        If the configuration asks for an executor that this version does not have.
-    """
-    if settings.executor != "process":
-        raise UserError(f"patch_run.executor: {settings.executor} is not available in this version; use process")
-    workers = fit_workers(settings, tasks)
-    return ThreadPoolExecutor(1) if workers == 1 else make_pool(workers)
-
-
-def make_pool(workers: int) -> ProcessPoolExecutor:
-    "Processes that leave interruptions to the one that started them."
-    context = multiprocessing.get_context("forkserver")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-
-
+# %% ../nbs/51_run.ipynb #c013
 @dataclass(frozen=True)
 class RunSummary:
     "Outcome of all patches of a run."
@@ -231,7 +202,7 @@ def collect(executor, tags, layout: Layout, cfg, work=None, name: str = "patches
         jobs = {executor.submit(work or run_patch, tag, layout, cfg): tag for tag in tags}
         try:
             for job in progress(as_completed(jobs), name=name, total=len(jobs), unit="patches", logger=log):
-                failure = job.exception()
+                failure = outcome(job)
                 if failure is None:
                     done[jobs[job]] = job.result()
                 else:
@@ -244,11 +215,11 @@ def collect(executor, tags, layout: Layout, cfg, work=None, name: str = "patches
 
 def retry_lost(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
     "Give patches that were lost with a dead worker other tries: together with half the workers, then each alone."
-    done = {}
-    for workers in (max(1, fit_workers(cfg.patch_run, len(raised)) // 2), 1):
-        lost = [tag for tag, failure in raised.items() if isinstance(failure, BrokenProcessPool)]
+    done, settings = {}, cfg.patch_run
+    for workers in (max(1, fit_workers(settings, len(raised)) // 2), 1):
+        lost = [tag for tag, failure in raised.items() if was_lost(failure)]
         for group in ([lost] if workers > 1 else [[tag] for tag in lost]):
-            one_done, one_raised = collect(make_pool(workers), group, layout, cfg)
+            one_done, one_raised = collect(spare_executor(settings, workers, layout), group, layout, cfg)
             done |= one_done
             raised = {tag: f for tag, f in raised.items() if tag not in group} | one_raised
     return done, raised
@@ -266,7 +237,7 @@ def prepare_cells(tags, layout: Layout, cfg) -> None:
     """
     if cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         firsts = list({tag.rpartition("_pr")[0]: tag for tag in reversed(tags)}.values())
-        collect(make_executor(cfg.patch_run, len(firsts)), firsts, layout, cfg, make_psfs, "Gaussian PSFs, one patch of each cell")
+        collect(make_executor(cfg.patch_run, len(firsts), layout), firsts, layout, cfg, make_psfs, "Gaussian PSFs, one patch of each cell")
 
 
 def run_patches(layout: Layout, cfg) -> RunSummary:
@@ -282,7 +253,7 @@ def run_patches(layout: Layout, cfg) -> RunSummary:
     tags = require_payloads(layout, cfg).payloads
     record_fits(layout, cfg, None)
     prepare_cells(tags, layout, cfg)
-    done, raised = collect(make_executor(cfg.patch_run, len(tags)), tags, layout, cfg)
+    done, raised = collect(make_executor(cfg.patch_run, len(tags), layout), tags, layout, cfg)
     more, raised = retry_lost(raised, layout, cfg)
     summary = RunSummary(dict(sorted((done | more).items())), {tag: _describe(raised[tag]) for tag in sorted(raised)})
     for tag, failure in raised.items():
@@ -316,7 +287,7 @@ def read_patch_catalogs(layout: Layout, cfg, fits: dict[str, str]) -> pd.DataFra
     found = set(layout.tractor_out_dir.rglob(cfg.merge.pattern))
     other = sorted(path.name for path in found - wanted)
     if other:
-        log.warning("%d patch catalogs of other runs are ignored: %s", len(other), list_some(other, 3))
+        log.warning("%d patch catalogs of other runs are left alone: %s; remove them if you do not need them", len(other), list_some(other, 3))
     if len(wanted & found) < len(fits):
         log.warning("%d fitted patches have lost their catalog, or merge.pattern %r leaves it out; run run-patches again", len(fits) - len(wanted & found), cfg.merge.pattern)
     tables = [read_csv(path) for path in sorted(wanted & found)]
