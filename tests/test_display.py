@@ -17,7 +17,7 @@ from tract7dt.errors import UserError
 from tract7dt.patch_fit import fit_patch, fit_patch_at, load_psfs
 from tract7dt.payload import read_payload
 
-OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points")
+OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points", "result")
 
 
 class Balance(HTMLParser):
@@ -75,7 +75,7 @@ def test_an_object_prints_in_a_line(name, held):
 
 
 @pytest.mark.parametrize("name, function", [("tile", "field_picture"), ("epsfs", "bands_picture"), ("cell", "stamp_picture"), ("fit", "fit_picture"),
-                                            ("patches", "patches_picture"), ("zero_points", "zero_points_picture")])
+                                            ("patches", "patches_picture"), ("zero_points", "zero_points_picture"), ("result", "field_picture")])
 def test_a_failing_picture_leaves_the_table(name, function, held, monkeypatch):
     def broken(*_):
         raise ValueError("<no> ink")

@@ -11,7 +11,6 @@ __all__ = ['log', 'SECONDS_PER_SOURCE_AND_BAND', 'BYTES_PER_PIXEL', 'Result', 'r
 import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,32 @@ class Result:
         return "\n".join([self.command, *self.facts()])
 
     def _repr_html_(self) -> str:
-        return f"<b>{self.command}</b><ul>" + "".join(f"<li>{escape(line)}</li>" for line in self.facts()) + "</ul>"
+        from tract7dt.display import card
+        lines = [line for line in self.facts() if not line.startswith("zero point ")]
+        return card(self.command, lines, self._table(), self._picture, self._steps())
+
+    def _table(self) -> str:
+        "The zero points; before there are any, the ePSFs by band."
+        from tract7dt.display import table_html
+        if self.zero_points is not None:
+            rows = [(z.band, f"{z.zp:.4f} ± {z.zp_err:.4f}", z.n_used) for z in self.zero_points.bands.values()]
+            return table_html(rows, ("band", "zero point (mag)", "stars"), most=40)
+        return table_html(self.epsf.by_band(), most=40) if self.epsf is not None else ""
+
+    def _picture(self):
+        "The field with the fate of its sources, or the ePSFs where there is no tile."
+        from tract7dt.plots.small import bands_picture, field_picture, zero_points_picture
+        if self.tile is not None and not (self.command == "run-epsf" and self.epsf is not None):
+            return field_picture(self.tile, self.catalog)
+        if self.epsf is not None:
+            return bands_picture(self.epsf)
+        return zero_points_picture(self.zero_points) if self.zero_points is not None else None
+
+    def _steps(self) -> list[str]:
+        "What one may ask of it."
+        steps = [f"result.{name}" for name in ("tile", "epsf", "patches", "fits", "catalog", "zero_points") if getattr(self, name) is not None]
+        inspectors = [("epsf", "EPSFInspector"), ("catalog", "SourceInspector"), ("zero_points", "ZeroPointInspector")]
+        return steps + [f"{inspector}(result)" for name, inspector in inspectors if getattr(self, name) is not None]
 
 
 def _catalog_line(catalog: pd.DataFrame, layout: Layout) -> str:
