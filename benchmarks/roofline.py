@@ -10,13 +10,13 @@ with (a, c) = (2, 3) for a star, (5, 6) for an exponential or de Vaucouleurs gal
 free index: c images, the template and its derivatives. A pair that overlaps in m pixels needs 2 c c' m more.
 A source is charged for the start and for every iteration in which it tried to move. In late iterations most sources
 keep their derivatives and only get a new template: then a = c = 1, and a pair needs new products with one row only.
-What a fit renders beyond that (to plan footprints, for quality numbers, for sources put back or shared by two pieces) is
+What a fit renders beyond that (to plan footprints, on the mean image before the first iteration, for quality numbers, for sources put back or shared by two pieces) is
 not charged. At the rate of the machine's best matrix product this gives the roofline of the work that was done: the time
 below which this scheme cannot go.
 
 The *plain scheme* does the same without what saves operations: every move is charged as a full evaluation, the first
-matrix product is a complex one (8 a n N U), and periods keep the whole PSF out of the window. Its roofline depends on the
-problem and the number of moves only, so it stays comparable when the engine learns to save operations.
+matrix product is a complex one (8 a n N U), periods keep the whole PSF out of the window, and every source moves as often
+as it does without the head start on the mean image. Its roofline depends on the problem and the number of moves only, so it stays comparable when the engine learns to save operations.
 """
 
 import one_thread  # noqa: F401  before NumPy
@@ -132,13 +132,18 @@ def share_of_full_moves(problem: FitProblem) -> float:
     return full / max(moved, 1)
 
 
+def moves_from_the_catalog(problem: FitProblem) -> np.ndarray:
+    "How often each source moves when no quick fit on the mean image goes before."
+    return np.asarray(fit(replace(problem, options=replace(problem.options, head_start=False))).niters)
+
+
 def work_of(problem: FitProblem, result: FitResult) -> Work:
     "What the fit of a problem in which everything is free had to compute, given how often each source moved."
     layout, moves, share = plan(problem), np.asarray(result.niters), share_of_full_moves(problem)
     full, light = 1 + share * moves, (1 - share) * moves
     rendering = rendering_of(layout, full) + rendering_of(layout, light, light=True)
     gram = gram_of(layout, full) + gram_of(layout, light, light=True)
-    every = 1 + moves
+    every = 1 + moves_from_the_catalog(problem)
     plain = plain_rendering(layout, Start.of(problem.sources).theta, every) + gram_of(layout, every)
     return Work(rendering, gram, float(full.mean()), float(light.mean()), plain)
 

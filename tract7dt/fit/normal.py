@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'REFINE', 'Layout', 'source_stack', 'band_products', 'pair_block', 'project', 'project_all', 'inverse_spd',
-           'solve_spd', 'linear_matrix', 'linear_normal', 'State', 'evaluate', 'whitened_residual', 'excess_variance',
-           'gradient', 'coupling', 'own_curvature', 'curvature']
+           'solve_spd', 'linear_matrix', 'linear_normal', 'State', 'evaluate', 'solved', 'whitened_residual',
+           'excess_variance', 'gradient', 'coupling', 'own_curvature', 'curvature']
 
 # %% ../../nbs/46_normal.ipynb #c002
 from dataclasses import dataclass, replace
@@ -199,6 +199,12 @@ def evaluate(layout: Layout, theta, base: State | None = None, moved=None, fresh
     moved = np.ones(len(theta), bool) if base is None else moved
     fresh = moved if fresh is None else fresh
     stacks = [_next_stack(layout, theta, s, base, fresh[s]) if moved[s] else base.stacks[s] for s in range(len(theta))]
+    return solved(layout, theta, stacks, base, moved)
+
+# %% ../../nbs/46_normal.ipynb #c029
+def solved(layout: Layout, theta, stacks, base: State | None = None, moved=None) -> State:
+    "State at `theta` with given stacks; blocks of sources that are not in `moved` are those of `base`."
+    moved = np.ones(len(theta), bool) if moved is None else moved
     gram, sky_column, data_column = _blocks(layout, stacks, base, moved)
     normal = linear_normal(layout, gram, sky_column)
     inverse = inverse_spd(normal, RIDGE)
@@ -207,7 +213,7 @@ def evaluate(layout: Layout, theta, base: State | None = None, moved=None, fresh
     chi2 = float(image_products(residual, residual).sum() + penalty)
     return State(theta, stacks, layout.pairs, gram, sky_column, data_column, inverse, linear, residual, left_over, chi2)
 
-# %% ../../nbs/46_normal.ipynb #c029
+# %% ../../nbs/46_normal.ipynb #c030
 def _next_stack(layout, theta, s, base, fresh):
     "Stack of a source that moved; unless `fresh`, with the derivatives that it had."
     if fresh or base.stacks[s] is None:
@@ -216,14 +222,14 @@ def _next_stack(layout, theta, s, base, fresh):
     stack[:, :1] = source_stack(layout, theta, s, derivatives=False)
     return stack
 
-# %% ../../nbs/46_normal.ipynb #c030
+# %% ../../nbs/46_normal.ipynb #c031
 def _kept_pairs(layout, base, count) -> tuple[np.ndarray, np.ndarray]:
     "Which pairs of the layout the base has blocks for, bool [P], and where they are in the base."
     old, new = (pairs[:, 0] * count + pairs[:, 1] for pairs in (base.pairs, layout.pairs))
     place = np.minimum(np.searchsorted(old, new), max(len(old) - 1, 0))
     return (old[place] == new if len(old) else np.zeros(len(new), bool)), place
 
-# %% ../../nbs/46_normal.ipynb #c031
+# %% ../../nbs/46_normal.ipynb #c032
 def _blocks(layout, stacks, base, moved):
     "Pair blocks, sky and data columns, taken from `base` where nothing moved."
     bands, count = len(layout.pixels.weight), len(stacks)
@@ -242,10 +248,10 @@ def _blocks(layout, stacks, base, moved):
         data_column[s] = 0 if stacks[s] is None else _template_sum(layout.footprints[s].window, stacks[s], layout.pixels.target)
     return gram, sky_column, data_column
 
-# %% ../../nbs/46_normal.ipynb #c032
+# %% ../../nbs/46_normal.ipynb #c033
 REFINE = 1e-4
 
-# %% ../../nbs/46_normal.ipynb #c033
+# %% ../../nbs/46_normal.ipynb #c034
 def _best_linear(layout, stacks, normal, inverse, data_column):
     "Fluxes and sky [B, S + 1], whitened residuals and their products; refined with these if that lowers chi-square noticeably."
     right = np.column_stack([data_column.T + (layout.flux_info * layout.flux_mean).T, layout.pixels.sky_data])[..., None]
@@ -260,19 +266,19 @@ def _best_linear(layout, stacks, normal, inverse, data_column):
     residual = whitened_residual(layout, stacks, linear + change)
     return linear + change, residual, project_all(layout, stacks, residual)
 
-# %% ../../nbs/46_normal.ipynb #c034
+# %% ../../nbs/46_normal.ipynb #c035
 def _linear_gradient(layout, linear, residual, left_over):
     "Right-hand side of the linear system for what `linear` leaves over, [B, S + 1]."
     from_prior = layout.flux_info * (layout.flux_mean - linear[:, :-1].T)
     sky = image_products(layout.pixels.weight, residual)
     return np.vstack([left_over[:, :, 0] + from_prior, sky]).T
 
-# %% ../../nbs/46_normal.ipynb #c035
+# %% ../../nbs/46_normal.ipynb #c036
 def _template_sum(window, stack, image):
     "Sum over the window of template times image, [B]."
     return np.einsum("bij,bij->b", stack[:, 0], image[window.slices])
 
-# %% ../../nbs/46_normal.ipynb #c036
+# %% ../../nbs/46_normal.ipynb #c037
 def whitened_residual(layout, stacks, linear) -> np.ndarray:
     "Whitened data minus whitened model, float32 [B, H, W]."
     linear = linear.astype(np.float32)
@@ -283,7 +289,7 @@ def whitened_residual(layout, stacks, linear) -> np.ndarray:
             out[layout.footprints[s].window.slices] -= linear[:, s, None, None] * stack[:, 0]
     return out
 
-# %% ../../nbs/46_normal.ipynb #c038
+# %% ../../nbs/46_normal.ipynb #c039
 def excess_variance(problem: FitProblem, layout: Layout, state: State) -> np.ndarray:
     "Photon variance of the fitted light in units of the sky variance, float32 [B, H, W]."
     weight = layout.pixels.weight
@@ -294,12 +300,12 @@ def excess_variance(problem: FitProblem, layout: Layout, state: State) -> np.nda
     light *= np.array([1 / band.gain for band in problem.bands], np.float32)[:, None, None]
     return light
 
-# %% ../../nbs/46_normal.ipynb #c042
+# %% ../../nbs/46_normal.ipynb #c043
 def gradient(state) -> np.ndarray:
     "Half the negative derivative of chi-square by all six parameters, [S, 6]."
     return np.einsum("sb,sbp->sp", state.flux, state.left_over[:, :, 1:])
 
-# %% ../../nbs/46_normal.ipynb #c043
+# %% ../../nbs/46_normal.ipynb #c044
 def coupling(layout, state, index) -> np.ndarray:
     "Blocks between free non-linear parameters (flat `index` into [S, 6]) and fluxes and sky, [B, free, S + 1]."
     S, B = state.flux.shape
@@ -310,7 +316,7 @@ def coupling(layout, state, index) -> np.ndarray:
     C[:, :, S] = state.flux[:, None] * state.sky_column[:, :, 1:].transpose(0, 2, 1)
     return np.ascontiguousarray(C.reshape(6 * S, S + 1, B)[index].transpose(2, 0, 1))
 
-# %% ../../nbs/46_normal.ipynb #c044
+# %% ../../nbs/46_normal.ipynb #c045
 def own_curvature(layout, state, index) -> np.ndarray:
     "H between free non-linear parameters, fluxes and sky held fixed, [free, free]."
     S, (i, j) = len(state.theta), layout.pairs.T
@@ -321,7 +327,7 @@ def own_curvature(layout, state, index) -> np.ndarray:
     H[i, :, j] = blocks
     return H.reshape(6 * S, 6 * S)[np.ix_(index, index)]
 
-# %% ../../nbs/46_normal.ipynb #c045
+# %% ../../nbs/46_normal.ipynb #c046
 def curvature(layout, state, index) -> tuple[np.ndarray, np.ndarray]:
     "Projected Gauss-Newton matrix H' [free, free] and the coupling [B, free, S + 1]."
     C = coupling(layout, state, index)

@@ -220,6 +220,9 @@ class FitOptions:
         Ignore bright pixels outside all footprints, so that sources missing in the list do not raise the sky.
     covariance : bool
         Also return the covariance between the bands of each source's fluxes.
+    head_start : bool
+        Make the first steps on small stamps of the mean image, with four bands or more. Faster; the result is the same within
+        what counts as converged.
     """
     max_iters: int = 20
     dlnp_stop: float = 0.01
@@ -230,6 +233,7 @@ class FitOptions:
     max_group: int = 80
     ignore_unmodelled: bool = True
     covariance: bool = False
+    head_start: bool = True
 
     def __post_init__(self):
         if self.profiles not in ("exact", "mixture"):
