@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from conftest import PROGRAM
 from small_inputs import Field, rows_at
 from tract7dt import configfile, pipeline
+from tract7dt.cli import cli, commands
 from tract7dt.errors import NotWritten, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
 from tract7dt.lock import Owner, take, work_lock
@@ -243,3 +247,116 @@ def test_a_run_killed_at_thirty_moments_is_resumed_to_the_same_catalog(tile, how
     report = killed_runs(tile, 30, how)
     check_resumed(report, 30 if how == "events" else 15)
     assert how == "clock" or any(r["left"] for r in report)
+
+
+# ---- a full disk, a folder that may not be written to -------------------------------------------------------------
+
+def one_line(capsys, *words):
+    """What was said on the console is one line with all `words`."""
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tract7dt: ")]
+    assert len(said) == 1, said
+    for word in words:
+        assert str(word) in said[0], f"{word!r} is not in: {said[0]}"
+
+
+def full_for(monkeypatch, ending):
+    """A disk that has no room for files whose names end so: half of each is written."""
+    def full(path):
+        if path.name.endswith(ending):
+            os.truncate(path, path.stat().st_size // 2)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("tract7dt.files.to_disk", full)
+
+
+@pytest.mark.parametrize("ending", ["wcs.fits", "psf_model.fits", ".fits.gz", "manifest.json", "output_catalog.csv"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path, monkeypatch, capsys, ending):
+    tile = small_tile(tmp_path, logging=dict(level="ERROR"))
+    full_for(monkeypatch, ending)
+    assert cli(["run", str(tile)], commands()) == 2
+    one_line(capsys, ending, str(tmp_path / "work"), "cannot be written (No space left on device)", "free space", "outputs.work_dir")
+    assert not [p for p in tmp_path.rglob(f"*{ending}")] and leftovers(tmp_path) == []
+    assert not (tmp_path / "work" / "run.lock").exists()
+
+
+def test_patches_that_a_full_disk_took_are_listed_and_fitted_later(tmp_path, monkeypatch, capsys):
+    """Exit code 1 with a line for each patch; with room again, the same command does the rest."""
+    tile = small_tile(tmp_path, logging=dict(level="ERROR"), patch_run=QUICK["patch_run"] | dict(resume=True))
+    full_for(monkeypatch, "pc00_cat_fit.csv")
+    assert cli(["run", str(tile)], commands()) == 1
+    said = capsys.readouterr().out
+    assert said.count("problem: patch ") == 2 and said.count("No space left on device") == 2
+    table = pd.read_csv(tmp_path / "work" / "output_catalog.csv", dtype=str)
+    assert set(table.excluded_reason.fillna("")) == {"", "patch_failed"}
+    assert leftovers(tmp_path) == []
+    monkeypatch.undo()
+    assert cli(["run", str(tile)], commands()) == 0
+    assert "4 patches fitted, 0 failed" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_grow_in_the_middle_of_a_write(program, tile):
+    """The operating system stops a real write half-way: payloads are larger than files may be."""
+    limit = subprocess.run([sys.executable, "-c", textwrap.dedent(f"""
+        import os, resource, subprocess, sys
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        sys.exit(subprocess.run([{str(PROGRAM)!r}, "build-patch-inputs", {str(tile)!r}]).returncode)""")], capture_output=True, text=True)
+    assert limit.returncode == 2 and "Traceback" not in limit.stderr, limit.stderr
+    line = limit.stderr.splitlines()[-1]
+    assert "patch_payloads" in line and "cannot be written (File too large" in line and "free space" in line
+    assert leftovers(tile.parent) == [] and not list((tile.parent / "work" / "patch_payloads").glob("*"))
+
+
+def test_a_work_directory_that_may_not_be_written_to(tmp_path, capsys):
+    """No folder can be made below a folder of the kernel, not even by root."""
+    tile = small_tile(tmp_path, outputs=dict(work_dir="/proc/work"))
+    assert cli(["run", str(tile)], commands()) == 2
+    one_line(capsys, "/proc/work: cannot be written", "outputs.work_dir")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB; skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_real_full_disk_and_a_read_only_one(program, tmp_path, small_disk):
+    """Workers in processes of their own run out of space; then nothing may be written at all."""
+    tile = small_tile(tmp_path, outputs=dict(work_dir=str(small_disk / "work")), patch_run=QUICK["patch_run"] | dict(max_workers=2))
+    assert program("build-patch-inputs", tile).returncode == 0
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk)
+    filler.write_bytes(b"0" * (free.f_bavail * free.f_bsize - 40_000))
+    done = program("run-patches", tile)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and "No space left" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert leftovers(small_disk) == []
+    filler.unlink()
+    assert program("run-patches", tile).returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = program("run-patches", tile)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "run.lock: cannot be written (Read-only file system); make the folder writable" in done.stderr
+
+
+def test_a_picture_that_finds_no_room_stops_nothing(tmp_path):
+    """`NotWritten` is an OSError, which pictures survive; it keeps its text when it comes from a worker."""
+    import pickle
+
+    from tract7dt.pictures import DRAWING_ERRORS
+    def full():
+        with atomic_path(tmp_path / "a.png", durable=False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(DRAWING_ERRORS) as raised:
+        full()
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value) and isinstance(raised.value, NotWritten)
+
+
+def test_errors_of_files_that_are_read_are_not_taken_for_errors_of_writing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        with atomic_path(tmp_path / "a.csv"):
+            (tmp_path / "input.csv").read_text()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_SPACE', 'NOT_ALLOWED', 'TEMPORARY', 'LONGEST_NAME', 'CELL_PICTURES', 'LONG_AGO', 'not_written', 'writing',
            'make_folder', 'to_disk', 'atomic_path', 'write_text', 'write_csv', 'to_json', 'write_json', 'read_csv',
-           'fingerprint', 'file_fingerprint', 'safe_name', 'Layout', 'temporary_files', 'sweep']
+           'fingerprint', 'file_fingerprint', 'safe_name', 'psf_file', 'Layout', 'temporary_files', 'sweep']
 
 # %% ../nbs/03_files.ipynb #c002
 import errno
@@ -156,7 +156,13 @@ def safe_name(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]|^\.+", lambda found: "_" * len(found[0]), str(text))
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 17]}-{fingerprint(str(text))}"
 
-# %% ../nbs/03_files.ipynb #c023
+# %% ../nbs/03_files.ipynb #c024
+def psf_file(pattern: Path, band: str, cell: str = "") -> Path:
+    "The file that a pattern with `{band}` and `{cell}` names."
+    name = safe_name(band) if "/" in band or band.startswith(".") else band
+    return Path(str(pattern).replace("{cell}", cell).replace("{band}", name))
+
+# %% ../nbs/03_files.ipynb #c026
 CELL_PICTURES = ("psfstars", "psfstars_bgsub", "background_diagnostics", "epsf", "epsf_growth_curve", "epsf_residual_diagnostics",
                  "star_local_background_diagnostics", "extracted_stars", "used_stars", "hybrid_psf_diagnostics",
                  "gaussian_mixture_psf_diagnostics")
@@ -330,7 +336,7 @@ class Layout:
     def montage(self, patch_tag: str, source_id: str, halo: bool = False) -> Path:
         return self.cutouts_dir(patch_tag) / f"src_{'halo_' if halo else ''}{safe_name(source_id)}.png"
 
-# %% ../nbs/03_files.ipynb #c027
+# %% ../nbs/03_files.ipynb #c030
 LONG_AGO = 24 * 3600.0
 
 

@@ -80,20 +80,20 @@ def must_be_true(value: bool) -> bool:
 
 # %% ../nbs/00_keys.ipynb #c019
 def names_band(value: Path) -> bool:
-    "containing {band}"
-    return "{band}" in str(value)
+    "containing {band}, with no other braces than those of {band} and {cell}"
+    return "{band}" in str(value) and not {"{", "}"} & set(str(value).replace("{band}", "").replace("{cell}", ""))
 
-# %% ../nbs/00_keys.ipynb #c020
+# %% ../nbs/00_keys.ipynb #c021
 def is_number(value: float) -> bool:
     "not nan"
     return value == value
 
-# %% ../nbs/00_keys.ipynb #c021
+# %% ../nbs/00_keys.ipynb #c022
 def as_text(value):
     "Text from text or a path object."
     return str(value) if isinstance(value, Path) else value
 
-# %% ../nbs/00_keys.ipynb #c023
+# %% ../nbs/00_keys.ipynb #c024
 Bool = Annotated[bool, Strict()]
 Always = Annotated[Bool, AfterValidator(must_be_true)]
 Text = Annotated[str, Strict(), BeforeValidator(as_text)]
@@ -112,15 +112,15 @@ Percent = Annotated[Real, Ge(0), Le(100)]
 MagLimit = Annotated[float, Strict(), BeforeValidator(as_float), Predicate(is_number)]
 Lower, Upper = BeforeValidator(lower), BeforeValidator(upper)
 
-# %% ../nbs/00_keys.ipynb #c025
+# %% ../nbs/00_keys.ipynb #c026
 def key(default, help: str, unit: str = "-", **facts):
     "An option with its default, its help text and its unit; `facts` are kept beside the unit."
     return Field(default, description=help, json_schema_extra={"unit": unit, **facts})
 
-# %% ../nbs/00_keys.ipynb #c026
+# %% ../nbs/00_keys.ipynb #c027
 ORDER = {"above": (operator.gt, ">"), "at_least": (operator.ge, ">="), "at_most": (operator.le, "<=")}
 
-# %% ../nbs/00_keys.ipynb #c028
+# %% ../nbs/00_keys.ipynb #c029
 class Section(BaseModel):
     "A group of keys."
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
@@ -157,17 +157,17 @@ class Section(BaseModel):
                 for name, field in type(self).model_fields.items() if not isinstance(field.default, Section)]
         return card(type(self).__doc__, (), table_html(rows, ("key", "value", "default", "unit", "meaning"), most=None))
 
-# %% ../nbs/00_keys.ipynb #c031
+# %% ../nbs/00_keys.ipynb #c032
 WORDS = {bool: "true or false", int: "int", float: "float", str: "text", Path: "path", type(None): "null"}
 
-# %% ../nbs/00_keys.ipynb #c032
+# %% ../nbs/00_keys.ipynb #c033
 def words(mark) -> str:
     "A limit of a type in words; nothing for what is not a limit."
     if isinstance(mark, Predicate):
         return mark.func.__doc__
     return {Ge: ">= {0.ge}", Gt: "> {0.gt}", Le: "<= {0.le}"}.get(type(mark), "").format(mark)
 
-# %% ../nbs/00_keys.ipynb #c033
+# %% ../nbs/00_keys.ipynb #c034
 def allowed(hint) -> str:
     "What the type `hint` accepts, in words."
     parts = get_args(hint)
@@ -182,7 +182,7 @@ def allowed(hint) -> str:
         return f"list of {len(parts)} {allowed(parts[0])}"
     return WORDS[hint]
 
-# %% ../nbs/00_keys.ipynb #c036
+# %% ../nbs/00_keys.ipynb #c037
 @dataclass(frozen=True)
 class KeyInfo:
     "One option: dotted `key`, `type` in words, `default`, `unit`, `help`, and its other `facts`."
@@ -193,7 +193,7 @@ class KeyInfo:
     help: str
     facts: dict
 
-# %% ../nbs/00_keys.ipynb #c037
+# %% ../nbs/00_keys.ipynb #c038
 def key_info(section: type[Section], name: str, dotted: str) -> KeyInfo:
     "The facts of the option `name` of a `section`."
     field = section.model_fields[name]
@@ -203,7 +203,7 @@ def key_info(section: type[Section], name: str, dotted: str) -> KeyInfo:
     hint = get_type_hints(section, include_extras=True)[name]
     return KeyInfo(dotted, allowed(hint) + order, field.default, unit, field.description, facts)
 
-# %% ../nbs/00_keys.ipynb #c038
+# %% ../nbs/00_keys.ipynb #c039
 @cache
 def describe_keys(section: type[Section], prefix: str = "") -> tuple[KeyInfo, ...]:
     "Every option of `section` and the sections in it, in the order of the file."

@@ -17,7 +17,7 @@ from .bright_mask import mask_bright_sources, write_bright_mask
 from .columns import fitted_bands
 from .config import Config
 from .epsf.build import EPSFGrid, build_epsf, write_epsf
-from .files import Layout
+from .files import Layout, psf_file
 from .gaia import augment_gaia, write_augmented
 from .gaia_table import load_gaia
 from .logs import stage
@@ -56,8 +56,8 @@ def given_psf_files(cfg: Config, tile: Tile) -> list[Path]:
     if cfg.epsf.psf_fits is None:
         return []
     cells = make_cells(tile.shape, cfg.epsf.epsf_ngrid)
-    names = {str(cfg.epsf.psf_fits).format(band=band, cell=cell.tag) for band in tile.band_names for cell in cells}
-    return [path for path in map(Path, sorted(names)) if path.exists()]
+    files = {psf_file(cfg.epsf.psf_fits, band, cell.tag) for band in tile.band_names for cell in cells}
+    return [path for path in sorted(files) if path.exists()]
 
 # %% ../nbs/70a_stages.ipynb #c013
 def prepare_tile(cfg: Config, layout: Layout) -> Tile:
