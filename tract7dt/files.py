@@ -7,7 +7,7 @@ __all__ = ['NO_SPACE', 'NOT_ALLOWED', 'TEMPORARY', 'LONGEST_NAME', 'CELL_PICTURE
            'make_folder', 'to_disk', 'atomic_path', 'write_text', 'write_csv', 'to_json', 'write_json', 'read_csv',
            'fingerprint', 'file_fingerprint', 'safe_name', 'psf_file', 'Layout', 'temporary_files', 'sweep']
 
-# %% ../nbs/03_files.ipynb #c002
+# %% ../nbs/03_files.ipynb #c003
 import errno
 import glob
 import hashlib
@@ -26,7 +26,7 @@ import pandas as pd
 
 from .errors import NotWritten
 
-# %% ../nbs/03_files.ipynb #c005
+# %% ../nbs/03_files.ipynb #c006
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -65,7 +65,7 @@ def make_folder(path: Path) -> None:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
-# %% ../nbs/03_files.ipynb #c008
+# %% ../nbs/03_files.ipynb #c009
 TEMPORARY = ".part-"
 
 
@@ -98,7 +98,7 @@ def atomic_path(path: Path, durable: bool = True):
         finally:
             temporary.unlink(missing_ok=True)
 
-# %% ../nbs/03_files.ipynb #c009
+# %% ../nbs/03_files.ipynb #c010
 def write_text(path: Path, text: str) -> None:
     "Write a UTF-8 text file, whole or not at all."
     with atomic_path(path) as temporary:
@@ -110,7 +110,7 @@ def write_csv(path: Path, table) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 
-# %% ../nbs/03_files.ipynb #c012
+# %% ../nbs/03_files.ipynb #c013
 def to_json(value):
     "Plain JSON types for `value`: NaN and infinities become None."
     if is_dataclass(value) and not isinstance(value, type):
@@ -130,12 +130,12 @@ def write_json(path: Path, value) -> None:
     "Write `value` as indented JSON, whole or not at all."
     write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
 
-# %% ../nbs/03_files.ipynb #c015
+# %% ../nbs/03_files.ipynb #c016
 def read_csv(path: Path) -> pd.DataFrame:
     "Read a CSV file as text; missing cells are empty."
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
-# %% ../nbs/03_files.ipynb #c018
+# %% ../nbs/03_files.ipynb #c019
 def fingerprint(*parts) -> str:
     "A short hash of values (anything JSON can hold) in the order given."
     text = json.dumps([to_json(p) for p in parts], sort_keys=True)
@@ -147,22 +147,22 @@ def file_fingerprint(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
-# %% ../nbs/03_files.ipynb #c021
+# %% ../nbs/03_files.ipynb #c022
 LONGEST_NAME = 100
 
 
 def safe_name(text: str) -> str:
     "A file name made of `text`: everything but letters, digits, `_`, `-` and inner `.` becomes `_`; what is too long is shortened."
-    name = re.sub(r"[^A-Za-z0-9_.-]|^\.+", lambda found: "_" * len(found[0]), str(text))
+    name = re.sub(r"[^A-Za-z0-9_.-]|^\.+", lambda found: "_" * len(found[0]), str(text)) or "_"
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 17]}-{fingerprint(str(text))}"
 
-# %% ../nbs/03_files.ipynb #c024
+# %% ../nbs/03_files.ipynb #c025
 def psf_file(pattern: Path, band: str, cell: str = "") -> Path:
     "The file that a pattern with `{band}` and `{cell}` names."
     name = safe_name(band) if "/" in band or band.startswith(".") else band
     return Path(str(pattern).replace("{cell}", cell).replace("{band}", name))
 
-# %% ../nbs/03_files.ipynb #c026
+# %% ../nbs/03_files.ipynb #c027
 CELL_PICTURES = ("psfstars", "psfstars_bgsub", "background_diagnostics", "epsf", "epsf_growth_curve", "epsf_residual_diagnostics",
                  "star_local_background_diagnostics", "extracted_stars", "used_stars", "hybrid_psf_diagnostics",
                  "gaussian_mixture_psf_diagnostics")
@@ -336,7 +336,7 @@ class Layout:
     def montage(self, patch_tag: str, source_id: str, halo: bool = False) -> Path:
         return self.cutouts_dir(patch_tag) / f"src_{'halo_' if halo else ''}{safe_name(source_id)}.png"
 
-# %% ../nbs/03_files.ipynb #c030
+# %% ../nbs/03_files.ipynb #c031
 LONG_AGO = 24 * 3600.0
 
 

@@ -9,7 +9,7 @@ __all__ = ['log', 'DRAWING_ERRORS', 'RIM_PIXELS', 'save_picture', 'draw', 'warn'
            'sky_noises', 'draw_cell', 'sheet_path', 'draw_band', 'draw_epsf', 'band_problems', 'montage_rows',
            'draw_patch', 'draw_zero_points']
 
-# %% ../nbs/69_pictures.ipynb #c002
+# %% ../nbs/69_pictures.ipynb #c003
 import logging
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -28,6 +28,7 @@ from .errors import UserError, list_some
 from .files import CELL_PICTURES, Layout, atomic_path
 from .frames import Band
 from .gaia_table import gaia_stars
+from .plots.base import plain_texts
 from .plots.calibration import zp_vs_mag
 from .plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
 from .plots.field import bright_mask_overlay, display_step, gaia_overlay, white_after_crop, white_before_crop, white_overlay
@@ -37,10 +38,10 @@ from .plots.stars import background_diagnostics, psf_stars, star_backgrounds, st
 from .sky import Box
 from .tile import Tile, stack_strip
 
-# %% ../nbs/69_pictures.ipynb #c003
+# %% ../nbs/69_pictures.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/69_pictures.ipynb #c006
+# %% ../nbs/69_pictures.ipynb #c007
 DRAWING_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, UserError, ValueError)
 
 
@@ -50,6 +51,7 @@ def save_picture(picture: Figure | Sheet, path: Path, dpi: int) -> None:
         if isinstance(picture, Sheet):
             picture.save(temporary, dpi)
         else:
+            plain_texts(picture)
             picture.savefig(temporary, format="png", dpi=dpi, pil_kwargs={"compress_level": 1})
 
 
@@ -74,7 +76,7 @@ def remove(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/69_pictures.ipynb #c009
+# %% ../nbs/69_pictures.ipynb #c010
 RIM_PIXELS = 2_000_000
 
 
@@ -113,7 +115,7 @@ def picture_before_crop(tile: Tile, step: int) -> Figure:
     step = display_step(Box.of_shape(first.shape), step)
     return white_before_crop(thinned_white(tile, step), step, first.shape, first.crop)
 
-# %% ../nbs/69_pictures.ipynb #c010
+# %% ../nbs/69_pictures.ipynb #c011
 def draw_load(tile: Tile, cfg: Config, layout: Layout) -> None:
     "Draw the white stack before and after the crop, and the catalog on it."
     crop, overlay, dpi = cfg.crop, cfg.overlay, cfg.plotting.dpi
@@ -136,7 +138,7 @@ def draw_zoom(tile: Tile, cfg: Config, layout: Layout) -> str:
                 "no zoom is drawn")
     return draw(layout.white_overlay_zoom, cfg.plotting.dpi, white_overlay, tile, 1, box, fallback=cfg.patch_run.gal_model)
 
-# %% ../nbs/69_pictures.ipynb #c016
+# %% ../nbs/69_pictures.ipynb #c017
 def draw_gaia(tile: Tile, cfg: Config, layout: Layout) -> None:
     "Draw what the Gaia table did to the catalog, where it did anything."
     remove(layout.gaia_overlay)
@@ -150,7 +152,7 @@ def draw_bright_mask(tile: Tile, cfg: Config, layout: Layout) -> None:
     if tile.bright_mask is not None:
         warn(draw(layout.bright_mask_overlay, cfg.plotting.dpi, bright_mask_overlay, tile, cfg.overlay.downsample_full))
 
-# %% ../nbs/69_pictures.ipynb #c019
+# %% ../nbs/69_pictures.ipynb #c020
 def numbered_stars(psf: BandPSF, tag: str, table) -> object:
     "The list of a cell with the numbers `id` of the stars in `table` (-1 for those not in it)."
     listed = psf.stars[psf.stars["cell"] == tag]
@@ -218,7 +220,7 @@ def sky_noises(stars) -> np.ndarray:
     "Noise of the sky in each stamp: that of its darkest pixels."
     return np.nanmin(stars.noise.reshape(len(stars), -1), axis=1)
 
-# %% ../nbs/69_pictures.ipynb #c020
+# %% ../nbs/69_pictures.ipynb #c021
 def draw_cell(product: CellPSF, psf: BandPSF, view, mean: np.ndarray, cfg: Config, layout: Layout) -> list[str]:
     "Draw all pictures of a band and cell; what could not be drawn."
     tag, settings = product.cell.tag, cfg.epsf
@@ -279,7 +281,7 @@ def band_problems(future, band: str) -> list[str]:
     except BrokenProcessPool as failure:
         return [f"pictures of band {band} were not drawn (the process died: {failure})"]
 
-# %% ../nbs/69_pictures.ipynb #c024
+# %% ../nbs/69_pictures.ipynb #c025
 def montage_rows(shown: np.ndarray, settings) -> np.ndarray:
     "Rows of the sources that get a montage (`patch_run.cutout_start`, `cutout_max_sources`)."
     end = None if settings.cutout_max_sources is None else settings.cutout_start + settings.cutout_max_sources
@@ -310,7 +312,7 @@ def draw_patch(fit, cfg: Config, layout: Layout) -> str:
         problems.append(draw(path, dpi, montage_sheet, paint, index, settings.cutout_size // 2))
     return list_some([problem for problem in problems if problem], 2)
 
-# %% ../nbs/69_pictures.ipynb #c027
+# %% ../nbs/69_pictures.ipynb #c028
 def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
     "Draw the zero points of all solved bands (a `ZeroPoints`): in the configured range, and with every star."
     remove(*layout.zp_dir.glob("zp_vs_mag__*.png"))

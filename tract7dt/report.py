@@ -9,7 +9,7 @@ __all__ = ['log', 'SHOWN', 'HALF', 'DONE', 'STYLE', 'SECTIONS', 'paragraph', 'ta
            'epsf_section', 'worst_sources', 'cut_out', 'worst_figure', 'worst_section', 'stage_times', 'times_section',
            'differences', 'settings_section', 'versions_section', 'pictures_section', 'page', 'Report', 'report']
 
-# %% ../nbs/78_report.ipynb #c002
+# %% ../nbs/78_report.ipynb #c003
 import base64
 import html
 import io
@@ -37,14 +37,14 @@ from .manifest import Manifest
 from .merge import read_catalog
 from .model_images import BandSources, Run, draw_strip, open_bands, read_patches, skies
 from .pipeline import depth, session
-from .plots.base import new_figure, picture_axes
+from .plots.base import new_figure, picture_axes, plain_texts
 from .plots.epsf import CellStamp, epsf_sheet
 from .sky import Box
 
-# %% ../nbs/78_report.ipynb #c003
+# %% ../nbs/78_report.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/78_report.ipynb #c006
+# %% ../nbs/78_report.ipynb #c007
 def paragraph(text: str) -> str:
     "A paragraph of plain text."
     return f"<p>{html.escape(text)}</p>"
@@ -63,6 +63,7 @@ def data_uri(kind: str, content: bytes) -> str:
 def figure_html(figure: Figure, text: str, dpi: int = 80) -> str:
     "A graph inside the page."
     stream = io.BytesIO()
+    plain_texts(figure)
     figure.savefig(stream, dpi=dpi, format="png", metadata={"Software": None})
     return image_html(data_uri("png", stream.getvalue()), text)
 
@@ -82,7 +83,7 @@ def photo_html(path: Path, text: str, side: int = 900) -> str:
 def image_html(source: str, text: str) -> str:
     return f'<figure><img src="{source}" alt="{html.escape(text, quote=True)}"><figcaption>{html.escape(text)}</figcaption></figure>'
 
-# %% ../nbs/78_report.ipynb #c009
+# %% ../nbs/78_report.ipynb #c010
 @dataclass(frozen=True)
 class Leftovers:
     "The products of a run, as far as there are any."
@@ -136,7 +137,7 @@ def is_numeric(column: pd.Series) -> bool:
     filled = column[column != ""]
     return len(filled) > 0 and bool((pd.to_numeric(filled, errors="coerce").notna() & ~filled.str.fullmatch(r"\d{16,}|0\d+")).all())
 
-# %% ../nbs/78_report.ipynb #c011
+# %% ../nbs/78_report.ipynb #c012
 def summary(left: Leftovers) -> str:
     "What was measured and what not."
     if left.catalog is None:
@@ -169,7 +170,7 @@ def flag_counts(left: Leftovers) -> str:
     rows = [(info.name, "hard" if info.hard else "soft", int((flags >> bit & 1).sum()), info.meaning) for bit, info in enumerate(FLAGS)]
     return table_html(pd.DataFrame(rows, columns=["flag", "kind", "sources", "meaning"])) + paragraph("A source with a hard flag is not reliable.")
 
-# %% ../nbs/78_report.ipynb #c013
+# %% ../nbs/78_report.ipynb #c014
 def chi2_per_pixel(catalog: pd.DataFrame, band: str) -> pd.Series:
     "Chi-square per good pixel of all sources in a band; NaN where there is none."
     pixels = catalog[f"npix_{band}_fit"].astype(float)
@@ -198,7 +199,7 @@ def bands_section(left: Leftovers) -> str:
     rows = band_rows(left)
     return missing + (table_html(rows.reset_index()) if len(rows) else paragraph("No band is known."))
 
-# %% ../nbs/78_report.ipynb #c015
+# %% ../nbs/78_report.ipynb #c016
 def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
     "Zero points of single stars minus that of their band, against magnitude, a panel for each band."
     columns = min(4, len(zeros))
@@ -253,7 +254,7 @@ def epsf_section(left: Leftovers) -> str:
                      if cells else paragraph(f"Band {band} has no ePSF on disk."))
     return "".join(parts)
 
-# %% ../nbs/78_report.ipynb #c017
+# %% ../nbs/78_report.ipynb #c018
 SHOWN, HALF = 12, 20
 
 
@@ -313,7 +314,7 @@ def worst_section(left: Leftovers) -> str:
     titles = [f"{row.ID}  {row.band}  {row.chi2:.2f}" for row in worst.itertuples()]
     return text + figure_html(worst_figure(panels, titles), "Data, model, residual (-5 to 5 of the sky noise, which is all that chi2 counts: the photon noise of bright stars raises it); red is masked")
 
-# %% ../nbs/78_report.ipynb #c019
+# %% ../nbs/78_report.ipynb #c020
 DONE = re.compile(r"(?P<stage>[\w ]+): done in (?P<time>\d.*)$")
 
 
@@ -361,7 +362,7 @@ def versions_section(left: Leftovers) -> str:
     inputs = pd.DataFrame([(f.path, f.size) for f in manifest.inputs], columns=["input", "bytes"])
     return table_html(pd.DataFrame(rows, columns=["program", "version"])) + (table_html(inputs, 12) if len(inputs) else "")
 
-# %% ../nbs/78_report.ipynb #c021
+# %% ../nbs/78_report.ipynb #c022
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1150px;margin:0 auto;padding:1em;color:#222;background:#fff}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ccc}

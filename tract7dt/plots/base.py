@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'Palette', 'sky_noise', 'sky_norm', 'residual_norm', 'paint', 'Mosaic', 'mosaic', 'new_figure',
-           'picture_axes', 'show_painted', 'colour_image']
+           'plain_texts', 'picture_axes', 'show_painted', 'colour_image']
 
-# %% ../../nbs/60_plots_base.ipynb #c002
+# %% ../../nbs/60_plots_base.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import AsinhNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-# %% ../../nbs/60_plots_base.ipynb #c005
+# %% ../../nbs/60_plots_base.ipynb #c006
 @dataclass(frozen=True)
 class Palette:
     "What each colour means, in every picture."
@@ -36,7 +37,7 @@ class Palette:
 
 PALETTE = Palette()
 
-# %% ../../nbs/60_plots_base.ipynb #c008
+# %% ../../nbs/60_plots_base.ipynb #c009
 def sky_noise(image: np.ndarray) -> float:
     "Robust standard deviation of the finite pixels, from the half of the distribution below the median."
     values = image[np.isfinite(image)]
@@ -46,18 +47,18 @@ def sky_noise(image: np.ndarray) -> float:
     spread = 1.4826 * np.median(median - values[values <= median])
     return float(spread) if spread > 0 else 1.0
 
-# %% ../../nbs/60_plots_base.ipynb #c009
+# %% ../../nbs/60_plots_base.ipynb #c010
 def sky_norm(noise: float, top: float | None = None, low: float | None = None) -> AsinhNorm:
     "Asinh stretch for a sky about zero: linear within 2 `noise`, from `low` (default 3 below) to `top` (25 to 3000 times the noise)."
     top = 25 * noise if top is None or not np.isfinite(top) else np.clip(top, 25 * noise, 3000 * noise)
     return AsinhNorm(2 * noise, -3 * noise if low is None else min(low, 0.9 * top), top)
 
-# %% ../../nbs/60_plots_base.ipynb #c010
+# %% ../../nbs/60_plots_base.ipynb #c011
 def residual_norm(limit: float = 5.0) -> Normalize:
     "Linear stretch, the same on both sides of zero, for residuals in units of the noise."
     return Normalize(-limit, limit)
 
-# %% ../../nbs/60_plots_base.ipynb #c013
+# %% ../../nbs/60_plots_base.ipynb #c014
 def paint(image: np.ndarray, norm: Normalize, masked: np.ndarray | None = None, cmap: str = "gray") -> np.ndarray:
     "Colours (float32, [rows, columns, 3]) of `image`; `masked` and non-finite pixels in the masked colour."
     bad = ~np.isfinite(image) if masked is None else masked | ~np.isfinite(image)
@@ -66,7 +67,7 @@ def paint(image: np.ndarray, norm: Normalize, masked: np.ndarray | None = None, 
     colours[bad] = to_rgb(PALETTE.masked)
     return colours
 
-# %% ../../nbs/60_plots_base.ipynb #c016
+# %% ../../nbs/60_plots_base.ipynb #c017
 @dataclass(frozen=True)
 class Mosaic:
     "A painted image made of equal panels; `corners` [rows, columns, 2] are the (x, y) of their lower left pixels."
@@ -74,7 +75,7 @@ class Mosaic:
     corners: np.ndarray
     panel: tuple[int, int]
 
-# %% ../../nbs/60_plots_base.ipynb #c017
+# %% ../../nbs/60_plots_base.ipynb #c018
 def mosaic(panels: list[list[np.ndarray]], gap: int = 2) -> Mosaic:
     """
     Arrange painted panels in rows, the first row on top, when drawn with the origin at the lower left.
@@ -94,12 +95,21 @@ def mosaic(panels: list[list[np.ndarray]], gap: int = 2) -> Mosaic:
             colours[y0:y0 + h, x0:x0 + w] = panel
     return Mosaic(colours, np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1), (h, w))
 
-# %% ../../nbs/60_plots_base.ipynb #c020
+# %% ../../nbs/60_plots_base.ipynb #c021
 def new_figure(width: float, height: float) -> Figure:
     "An empty figure (inches) that lays itself out."
     return Figure(figsize=(width, height), layout="constrained")
 
-# %% ../../nbs/60_plots_base.ipynb #c021
+# %% ../../nbs/60_plots_base.ipynb #c023
+def plain_texts(figure: Figure) -> None:
+    "Have all texts of a figure drawn as they are, but for the labels of ticks."
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = {id(label) for axis in axes for label in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
+
+# %% ../../nbs/60_plots_base.ipynb #c025
 def picture_axes(ax, title: str = "") -> None:
     "Dress axes for a picture: no ticks, thin frame, small title."
     ax.set(xticks=[], yticks=[])
@@ -107,14 +117,14 @@ def picture_axes(ax, title: str = "") -> None:
     for side in ax.spines.values():
         side.set(linewidth=0.6, color=PALETTE.faint)
 
-# %% ../../nbs/60_plots_base.ipynb #c022
+# %% ../../nbs/60_plots_base.ipynb #c026
 def show_painted(ax, colours: np.ndarray, origin: tuple[float, float] = (0, 0), step: int = 1) -> None:
     "Draw a painted image whose lower left pixel is `origin`, each of its pixels `step` pixels wide."
     h, w = colours.shape[:2]
     x0, y0 = origin[0] - 0.5, origin[1] - 0.5
     ax.imshow(colours, origin="lower", interpolation="nearest", extent=(x0, x0 + w * step, y0, y0 + h * step))
 
-# %% ../../nbs/60_plots_base.ipynb #c024
+# %% ../../nbs/60_plots_base.ipynb #c028
 def colour_image(red: np.ndarray, green: np.ndarray, blue: np.ndarray, weights=(1.0, 1.0, 1.0), soft: float = 10.0,
                  masked: np.ndarray | None = None) -> np.ndarray:
     """
