@@ -232,9 +232,9 @@ class PatchFit:
             One band; all together without it.
         """
         from tract7dt.display import shown
-        from tract7dt.plots.patch import data_model_residual, patch_overview, views_of
+        from tract7dt.plots.patch import data_model_residual, overview_sheet, paint_patch, views_of
         if band is None:
-            return shown(patch_overview(self))
+            return shown(overview_sheet(paint_patch(self)).figure(80))
         if band not in self.psfs:
             raise UserError(f"{band}: no such band; there are {', '.join(self.psfs)}")
         return shown(data_model_residual([view for view in views_of(self) if view.name == band]))
