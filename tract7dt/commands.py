@@ -22,6 +22,7 @@ GROUPS = {
     ),
     "everything at once": (
         "tract7dt.pipeline.run",
+        "tract7dt.batch.run_many",
     ),
     "stage by stage": (
         "tract7dt.pipeline.run_epsf",

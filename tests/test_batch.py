@@ -1,0 +1,152 @@
+"""Many tiles: each is its own affair, a finished one is left alone, and the table tells everything."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_inputs import Field, rows_at
+
+from tract7dt import batch
+from tract7dt.errors import UserError
+
+CRASHES = {"killed": "import os; os.kill(os.getpid(), 9)",
+           "broken": "raise LookupError('a mistake of ours')"}
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    """A tile of noise that runs in seconds."""
+    field = Field(tmp_path_factory.mktemp("tile"))
+    field.catalog(rows_at([(40, 50), (90, 60)]).assign(TYPE="STAR"))
+    quick = dict(epsf=dict(epsf_ngrid=1, ngrid=1, parallel_bands=False), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
+                 patch_run=dict(max_workers=1, no_cutouts=True, no_patch_overview=True), inputs=dict(tile_name="noise"))
+    (field.folder / "good.yaml").write_text(yaml.safe_dump(field.cfg(**quick).model_dump(mode="json")))
+    for name in CRASHES:
+        (field.folder / f"{name}.yaml").write_text("{}")
+    (field.folder / "refused.yaml").write_text("inputs: {input_catalog: nowhere.csv, image_list_file: none.txt}\noutputs: {work_dir: other}\n")
+    (field.folder / "tiles.txt").write_text("killed.yaml\ngood.yaml\nbroken.yaml\nrefused.yaml\n")
+    return field
+
+
+def with_crashes(tile: str) -> str:
+    """The program of a tile's process, with those of two tiles replaced by programs that crash."""
+    return f"import sys, pathlib; exec({CRASHES!r}.get(pathlib.Path(sys.argv[1]).stem, {tile!r}))"
+
+
+@pytest.fixture(scope="module")
+def done(field):
+    """All four tiles, run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "BEGIN", with_crashes(batch.BEGIN))
+        return batch.run_many(str(field.folder / "tiles.txt"), str(field.folder / "table.csv"))
+
+
+def test_a_crash_harms_no_other_tile(done, field):
+    rows = {Path(row.config).stem: row for row in done.rows}
+    assert {name: (row.status, row.exit_code) for name, row in rows.items()} == {
+        "killed": ("crashed", -9), "good": ("done", 0), "broken": ("crashed", 1), "refused": ("refused", 2)}
+    assert (rows["good"].sources, rows["good"].failed_patches, rows["good"].tile) == (2, 0, "noise")
+    assert 0 <= rows["good"].reliable <= 2 and rows["good"].first_problem == ""
+    assert "out of memory?" in rows["killed"].first_problem and "a mistake of ours" in rows["broken"].first_problem
+    assert "inputs.gaiaxp_synphot_csv" in rows["refused"].first_problem
+    assert not done.ok and done.facts()[-1].startswith("4 tiles: ")
+    assert list(batch.read_rows(field.folder / "table.csv").values()) == list(done.rows)
+    assert "sources, " in Path(rows["good"].log).read_text()
+
+
+@pytest.fixture
+def next_time(field, done, monkeypatch):
+    """Run the good tile alone again, with a process that does nothing but fail: its status tells whether it was begun."""
+    monkeypatch.setattr(batch, "BEGIN", "raise SystemExit(2)")
+    table = (field.folder / "table.csv").read_bytes()
+
+    def run(**options):
+        (field.folder / "again.csv").write_bytes(table)
+        return batch.run_many(str(field.folder / "g*.yaml"), str(field.folder / "again.csv"), **options).rows[0].status
+    return run
+
+
+def test_a_finished_tile_is_left_alone(next_time):
+    assert next_time() == "done"
+    assert next_time(again=True) == "crashed"
+
+
+def test_what_changed_is_run_again(next_time, field):
+    path = field.folder / "good.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("zp_ref: 25.0", "zp_ref: 24.0"))
+    assert "zp_ref: 24.0" in path.read_text() and next_time() == "crashed"
+    path.write_text(text)
+    assert next_time() == "done"
+    image = field.folder / "m400.fits"
+    before = image.stat()
+    os.utime(image, (0, 0))
+    assert next_time() == "crashed"
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    catalog = field.folder / "work" / "output_catalog.csv"
+    catalog.rename(catalog.with_suffix(".away"))
+    assert next_time() == "crashed"
+    catalog.with_suffix(".away").rename(catalog)
+    assert next_time() == "done"
+
+
+def test_two_tiles_in_one_work_directory_are_refused(field, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text((field.folder / "good.yaml").read_text())
+    with pytest.raises(UserError, match="two.yaml: outputs.work_dir is .*, as in .*one.yaml; give each tile its own"):
+        batch.run_many(str(tmp_path / "*.yaml"), str(tmp_path / "table.csv"))
+
+
+def test_a_tile_listed_twice_is_refused(tmp_path):
+    (tmp_path / "tiles.txt").write_text("a.yaml\n./a.yaml\n")
+    with pytest.raises(UserError, match="a.yaml more than once"):
+        batch.read_tiles(tmp_path / "tiles.txt")
+
+
+SLOW_TILE = """
+import signal, sys, threading, time
+from tract7dt.batch import stop_with_starter
+def stop(*_):
+    open(sys.argv[1] + ".stopped", "w").close()
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+threading.Thread(target=stop_with_starter, daemon=True).start()
+open(sys.argv[1] + ".begun", "w").close()
+time.sleep(60)
+"""
+
+
+def wait_until(condition, seconds=60):
+    for _ in range(20 * seconds):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+def test_stopping_stops_the_running_tile_and_begins_no_other(tmp_path, number):
+    """The signal goes to the whole group, as a terminal's does; SIGKILL to the program alone."""
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text("{}")
+    program = (f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tract7dt import batch, cli; batch.BEGIN = {SLOW_TILE!r}; "
+               f"sys.argv = ['tract7dt', 'run-many', {str(tmp_path / '*.yaml')!r}, '--summary', {str(tmp_path / 'table.csv')!r}]; cli.main()")
+    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with running:
+        wait_until(lambda: (tmp_path / "a.yaml.begun").exists() or running.poll() is not None)
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)
+        else:
+            running.send_signal(number)
+    wait_until((tmp_path / "a.yaml.stopped").exists)
+    assert not (tmp_path / "b.yaml.begun").exists()
+    assert running.returncode == (-9 if number == signal.SIGKILL else 3)
+    rows = batch.read_rows(tmp_path / "table.csv")
+    if number != signal.SIGKILL:
+        assert [(row.status, row.exit_code) for row in rows.values()] == [("interrupted", 3), ("waiting", None)]
