@@ -6,7 +6,7 @@
 __all__ = ['Errors', 'conditional_errors', 'excess_state', 'photon_terms', 'measure_errors', 'flux_covariance',
            'parameter_errors', 'Quality', 'full_template', 'measure_quality', 'fraction_of_others']
 
-# %% ../../nbs/49_fit_errors.ipynb #c002
+# %% ../../nbs/49_fit_errors.ipynb #c003
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from .render import ETA1, L, N, X, Y, Window, render_stack
 from .shapes import catalog_errors
 from .steps import FLOOR
 
-# %% ../../nbs/49_fit_errors.ipynb #c007
+# %% ../../nbs/49_fit_errors.ipynb #c008
 @dataclass(frozen=True, eq=False)
 class Errors:
     """One-sigma errors.
@@ -35,7 +35,7 @@ class Errors:
     inflation: np.ndarray
     flux_cov: np.ndarray | None = None
 
-# %% ../../nbs/49_fit_errors.ipynb #c008
+# %% ../../nbs/49_fit_errors.ipynb #c009
 def conditional_errors(outcome: Outcome) -> np.ndarray:
     "Errors of fluxes and sky with all else known, sky noise only, [B, S + 1]; infinite without a good pixel."
     state = outcome.state
@@ -43,11 +43,6 @@ def conditional_errors(outcome: Outcome) -> np.ndarray:
     from_priors = np.pad(outcome.layout.flux_info.T, ((0, 0), (0, 1)))
     seen = information > from_priors
     return np.where(seen, 1 / np.sqrt(np.where(seen, information, 1)), np.inf)
-
-# %% ../../nbs/49_fit_errors.ipynb #c009
-def _diagonal_of(rows, matrix) -> np.ndarray:
-    "Diagonal of `rows @ matrix @ rows^T` for stacks of rows [B, M, F]."
-    return np.sum((rows @ matrix) * rows, axis=2)
 
 # %% ../../nbs/49_fit_errors.ipynb #c011
 def excess_state(outcome: Outcome, excess) -> tuple[State, np.ndarray]:
@@ -61,36 +56,43 @@ def excess_state(outcome: Outcome, excess) -> tuple[State, np.ndarray]:
     return replace(state, gram=gram, sky_column=project_all(layout, state.stacks, weighted)), sky_sky
 
 # %% ../../nbs/49_fit_errors.ipynb #c012
-def photon_terms(outcome, excess, X, covariance) -> tuple[np.ndarray, np.ndarray]:
-    "What photon noise adds: to the variances of fluxes and sky [B, S + 1] and to the covariance of parameters [F, F]."
+def photon_terms(outcome, excess, X, spread, covariance) -> tuple[np.ndarray, np.ndarray]:
+    "What photon noise adds: to the variances of fluxes and sky [B, S + 1] and to the covariance of parameters [F, F]; `spread` is `X @ covariance`."
     if not excess.any():
         return np.zeros(X.shape[:2]), np.zeros_like(covariance)
     layout, index, inverse = outcome.layout, outcome.quad.index, outcome.state.inverse
     heavy, sky_sky = excess_state(outcome, excess)
     linear = linear_matrix(layout, heavy.gram, heavy.sky_column, sky_sky)
-    cross = coupling(layout, heavy, index).transpose(0, 2, 1) - linear @ X
-    score = own_curvature(layout, heavy, index) - np.sum(X.transpose(0, 2, 1) @ linear @ X, axis=0)
-    mixed = np.sum(X.transpose(0, 2, 1) @ cross, axis=0)
-    added = covariance @ (score - mixed - mixed.T) @ covariance
-    variance = _diagonal_of(inverse, linear) - 2 * np.sum((inverse @ cross) * (X @ covariance), axis=2)
-    return variance + _diagonal_of(X, added), added
+    moved = linear @ X
+    cross = coupling(layout, heavy, index).transpose(0, 2, 1) - moved
+    half = _over_bands(X, moved / 2 + cross)
+    score = own_curvature(layout, heavy, index) - half - half.T
+    variance = np.sum((inverse @ linear) * inverse, axis=2) - 2 * np.sum((inverse @ cross) * spread, axis=2)
+    return variance + np.sum((spread @ score) * spread, axis=2), covariance @ score @ covariance
 
 # %% ../../nbs/49_fit_errors.ipynb #c013
+def _over_bands(one, two) -> np.ndarray:
+    "Sum over the bands of `one[b].T @ two[b]`, as a single product."
+    rows = one.shape[0] * one.shape[1]
+    return one.reshape(rows, one.shape[2]).T @ two.reshape(rows, two.shape[2])
+
+# %% ../../nbs/49_fit_errors.ipynb #c014
 def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
     "All errors at the final state; `excess` is the photon variance over that of the sky [B, H, W]."
     state, quad, S = outcome.state, outcome.quad, len(outcome.gain)
     covariance = inverse_spd(quad.H + 1e-3 * FLOOR * np.eye(len(quad.index)))
     X = state.inverse @ quad.coupling.transpose(0, 2, 1)
     conditional = conditional_errors(outcome)
-    variance = np.einsum("bmm->bm", state.inverse) + _diagonal_of(X, covariance)
-    added_variance, added = photon_terms(outcome, excess, X, covariance)
+    spread = X @ covariance
+    variance = np.einsum("bmm->bm", state.inverse) + np.sum(spread * X, axis=2)
+    added_variance, added = photon_terms(outcome, excess, X, spread, covariance)
     marginal = np.sqrt(np.maximum(variance + np.maximum(added_variance, 0), conditional**2))
     inflation = np.where(np.isfinite(conditional), np.sqrt(variance) / conditional, 1)[:, :S].T
-    blocks = quad.own_blocks(covariance, S) + quad.own_blocks(added, S)
+    blocks = quad.own_blocks(covariance + added, S)
     shared = flux_covariance(X, covariance + added, marginal[:, :S]) if problem.options.covariance else None
     return Errors(marginal[:, :S].T, conditional[:, :S].T, marginal[:, S], blocks, inflation, shared)
 
-# %% ../../nbs/49_fit_errors.ipynb #c015
+# %% ../../nbs/49_fit_errors.ipynb #c016
 def flux_covariance(X, covariance, marginal) -> np.ndarray:
     """Covariance between the bands of each source's fluxes.
 
@@ -115,7 +117,7 @@ def flux_covariance(X, covariance, marginal) -> np.ndarray:
     np.einsum("sbb->sb", out)[...] = marginal.T**2
     return out
 
-# %% ../../nbs/49_fit_errors.ipynb #c016
+# %% ../../nbs/49_fit_errors.ipynb #c017
 def parameter_errors(kind, theta, covariance) -> dict[str, np.ndarray]:
     "Errors of x, y, re, ab, theta, n for each source, arrays [S]; NaN for the shapes of stars."
     sigma = np.sqrt(np.maximum(np.einsum("sii->si", covariance), 0))
@@ -125,7 +127,7 @@ def parameter_errors(kind, theta, covariance) -> dict[str, np.ndarray]:
     re, ab, angle, n = np.where(star, np.nan, [*shape.T, sigma[:, N]])
     return {"x_err": sigma[:, X], "y_err": sigma[:, Y], "re_err": re, "ab_err": ab, "theta_err": angle, "n_err": n}
 
-# %% ../../nbs/49_fit_errors.ipynb #c018
+# %% ../../nbs/49_fit_errors.ipynb #c019
 @dataclass(frozen=True, eq=False)
 class Quality:
     "Weighted chi-square, good pixels, light of others over own, masked fraction, [S, B]; model image [B, H, W]."
@@ -135,7 +137,7 @@ class Quality:
     fracmasked: np.ndarray
     model: np.ndarray
 
-# %% ../../nbs/49_fit_errors.ipynb #c019
+# %% ../../nbs/49_fit_errors.ipynb #c020
 def full_template(layout, stacks, theta, s: int) -> tuple[Window, np.ndarray]:
     "Unclipped footprint and unit-flux template [B, n, n] of one source."
     footprint = layout.footprints[s]
@@ -143,44 +145,43 @@ def full_template(layout, stacks, theta, s: int) -> tuple[Window, np.ndarray]:
     weight = layout.pixels.weight[footprint.window.slices]
     if window == footprint.window and weight.all():
         return window, stacks[s][:, 0] / weight
-    period = period_for(layout.kind[s], theta[s], footprint.half, layout.pixels.psf_radius)
+    kind = int(layout.kind[s])
+    period = period_for(kind, theta[s], footprint.half, layout.pixels.psf_radius)
     grid, cube = layout.pixels.cube(period, layout.begin[s])
-    return window, render_stack(layout.kind[s], theta[s], window, grid, cube, profiles=layout.pixels.profiles)[:, 0]
+    return window, render_stack(kind, theta[s], window, grid, cube, profiles=layout.pixels.profiles)[:, 0]
 
-# %% ../../nbs/49_fit_errors.ipynb #c020
+# %% ../../nbs/49_fit_errors.ipynb #c021
 def measure_quality(outcome: Outcome, flux_cond, excess, shown) -> Quality:
-    "Quality numbers of all sources, and the model images of those in `shown` (bool [S]) on the sky."
+    "Quality numbers of the sources in `shown` (bool [S]), and their model images on the sky."
     layout, state = outcome.layout, outcome.state
     shape, pixels = state.flux.shape, layout.pixels
     chi2, npix, masked = np.zeros(shape), np.zeros(shape, int), np.ones(shape)
     surprise = state.residual**2 / (1 + excess)
-    model = np.broadcast_to(state.sky.astype(np.float32)[:, None, None], pixels.weight.shape).copy()
-    for s, footprint in enumerate(layout.footprints):
-        if state.stacks[s] is None:
-            continue
+    model, flux = np.tile(state.sky.astype(np.float32)[:, None, None], (1, *pixels.weight.shape[1:])), state.flux.astype(np.float32)
+    for s in np.flatnonzero(shown & np.array([stack is not None for stack in state.stacks], bool)):
+        footprint = layout.footprints[s].window
         window, template = full_template(layout, state.stacks, state.theta, s)
-        part = template[footprint.window.within(window)]
-        if shown[s]:
-            model[footprint.window.slices] += state.flux[s].astype(np.float32)[:, None, None] * part
-        good = pixels.weight[footprint.window.slices] > 0
-        chi2[s], npix[s], masked[s] = _seen(template, part, good, surprise[footprint.window.slices])
+        part = footprint.within(window)
+        model[footprint.slices] += flux[s][:, None, None] * template[part]
+        chi2[s], npix[s], masked[s] = _seen(template, part, pixels.weight[footprint.slices] > 0, surprise[footprint.slices])
     return Quality(chi2, npix, fraction_of_others(outcome, flux_cond), masked, model)
 
-# %% ../../nbs/49_fit_errors.ipynb #c021
+# %% ../../nbs/49_fit_errors.ipynb #c022
 def _ratio(top, bottom):
     "top / bottom, 0 where the bottom is not positive."
     return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), 0)
 
-# %% ../../nbs/49_fit_errors.ipynb #c022
+# %% ../../nbs/49_fit_errors.ipynb #c023
 def _seen(template, part, good, surprise):
     "Profile-weighted chi-square, number of good pixels and masked fraction of one source, each [B]; `surprise`: squared residual over variance."
-    profile = np.maximum(part, 0) * good
-    total, seen = np.maximum(template, 0).sum(axis=(1, 2), dtype=float), profile.sum(axis=(1, 2), dtype=float)
+    light = np.maximum(template, 0)
+    profile = light[part] if good.all() else light[part] * good
+    total, seen = light.sum(axis=(1, 2)), profile.sum(axis=(1, 2))
     npix = good.sum(axis=(1, 2))
-    mean_square = _ratio(np.sum(profile * surprise, axis=(1, 2)), seen)
+    mean_square = _ratio(np.einsum("bij,bij->b", profile, surprise), seen)
     return npix * mean_square, npix, np.clip(1 - _ratio(seen, total), 0, 1)
 
-# %% ../../nbs/49_fit_errors.ipynb #c024
+# %% ../../nbs/49_fit_errors.ipynb #c025
 def fraction_of_others(outcome: Outcome, flux_cond) -> np.ndarray:
     "Light of other sources over own light, weighted with the own profile, [S, B]."
     state, (i, j) = outcome.state, outcome.layout.pairs.T

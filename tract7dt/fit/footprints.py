@@ -7,7 +7,8 @@ __all__ = ['PERIODS', 'MIN_HALF', 'MAX_HALF', 'MARGIN', 'SMOOTH', 'SIGMAS', 'GRO
            'semi_major', 'period_for', 'largest_half', 'needed_half', 'rough_sky', 'Footprint', 'make_footprint',
            'overlapping_pairs', 'unmodelled', 'significant']
 
-# %% ../../nbs/45_footprints.ipynb #c002
+# %% ../../nbs/45_footprints.ipynb #c003
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -18,12 +19,12 @@ from .problem import EXP, STAR, FitProblem, PixelPSF
 from .psf import FrequencyGrid, cube_at, mean_psf, psf_cube, psf_slopes
 from .render import ETA1, ETA2, L, X, Y, Window, render_stack
 
-# %% ../../nbs/45_footprints.ipynb #c007
+# %% ../../nbs/45_footprints.ipynb #c008
 def image_products(one, two) -> np.ndarray:
     "Sum over all pixels of the product of two images in each band, float64 [B]."
     return np.einsum("bij,bij->bi", one, two).sum(axis=1, dtype=float)
 
-# %% ../../nbs/45_footprints.ipynb #c009
+# %% ../../nbs/45_footprints.ipynb #c010
 @dataclass(frozen=True, eq=False)
 class Pixels:
     "Whitened images and inverse errors, float32 [B, H, W]; PSFs of the bands, a store of their transforms, form of galaxy profiles."
@@ -82,38 +83,43 @@ class Pixels:
         "The mean PSF of all bands."
         return mean_psf(self.psfs)
 
+    @cached_property
+    def star_outside(self) -> np.ndarray:
+        "Sum of the square of the mean PSF outside the squares of half size 0, 1, 2 ..."
+        return _signal_outside(self.mean_psf.stamp)
+
     def mean_cube(self, period: int) -> tuple[FrequencyGrid, np.ndarray]:
         "Frequency grid and transform of the mean PSF of all bands for a period."
         if (period, "mean") not in self.cubes:
             self.cubes[period, "mean"] = psf_cube([self.mean_psf], period)
         return self.cubes[period, "mean"]
 
-# %% ../../nbs/45_footprints.ipynb #c011
+# %% ../../nbs/45_footprints.ipynb #c012
 PERIODS = (33, 39, 45, 51, 57, 63, 69, 75, 81, 91, 101, 111, 121, 135, 149, 165, 181, 201, 221, 241, 267, 293, 321)
 
-# %% ../../nbs/45_footprints.ipynb #c012
+# %% ../../nbs/45_footprints.ipynb #c013
 def semi_major(theta) -> float:
     "Semi-major half-light radius of the six parameters of a galaxy."
     return float(np.exp(theta[L] + np.hypot(theta[ETA1], theta[ETA2]) / 2))
 
-# %% ../../nbs/45_footprints.ipynb #c013
+# %% ../../nbs/45_footprints.ipynb #c014
 def period_for(kind: int, theta, half: int, psf_radius: int) -> int:
     "Period for a window of half size `half`: from `PERIODS`, or the next odd number beyond."
     own = 0 if kind == STAR else min((3 if kind == EXP else 4) * semi_major(theta), 80)
     need = int(np.ceil(half + min(psf_radius + own, 2 * half) + 3))
-    return next((p for p in PERIODS if p >= need), need | 1)
-
-# %% ../../nbs/45_footprints.ipynb #c016
-MIN_HALF, MAX_HALF, MARGIN = 10, 64, 2
+    return PERIODS[bisect_left(PERIODS, need)] if need <= PERIODS[-1] else need | 1
 
 # %% ../../nbs/45_footprints.ipynb #c017
+MIN_HALF, MAX_HALF, MARGIN = 10, 64, 2
+
+# %% ../../nbs/45_footprints.ipynb #c018
 def largest_half(kind: int, theta, psf_radius: int) -> int:
     "Half size beyond which a footprint never grows."
     if kind == STAR:
         return psf_radius
     return int(np.ceil(max(psf_radius, min((4 if kind == EXP else 8) * semi_major(theta), MAX_HALF))))
 
-# %% ../../nbs/45_footprints.ipynb #c019
+# %% ../../nbs/45_footprints.ipynb #c020
 def _matched_flux(template, square, pixels, window, sky):
     "Matched-filter flux in each band from the pixels of `square`, at least 0; [B]."
     inside = square.clip(window).clip(pixels.frame)
@@ -125,31 +131,39 @@ def _matched_flux(template, square, pixels, window, sky):
     norm = np.einsum("bij,bij->b", T, T)
     return np.maximum(np.einsum("bij,bij->b", T, data), 0) / np.where(norm > 0, norm, 1)
 
-# %% ../../nbs/45_footprints.ipynb #c020
+# %% ../../nbs/45_footprints.ipynb #c021
 def _signal_outside(template):
     "Sum of the squared template outside the squares of half size 0, 1, 2 ...; `template` is square."
     sums = np.bincount(_rings(len(template) // 2), np.square(template, dtype=float).ravel())
     return sums.sum() - np.cumsum(sums)
 
-# %% ../../nbs/45_footprints.ipynb #c021
+# %% ../../nbs/45_footprints.ipynb #c022
 @lru_cache(maxsize=200)
 def _rings(half: int) -> np.ndarray:
     "The square of half size 0, 1, 2 ... on whose border each pixel of a square lies."
     axis = np.abs(np.arange(-half, half + 1))
     return np.maximum(axis[:, None], axis).ravel()
 
-# %% ../../nbs/45_footprints.ipynb #c022
+# %% ../../nbs/45_footprints.ipynb #c023
+def _light(kind, theta, pixels, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    "Template of a source with the mean PSF, [1, n, n], and the sums of its square outside squares."
+    if kind == STAR:
+        return pixels.mean_psf.stamp[None].astype(np.float32), pixels.star_outside
+    grid, cube = pixels.mean_cube(period_for(kind, theta, largest, pixels.psf_radius))
+    template = render_stack(kind, theta, Window.around(theta[X], theta[Y], largest), grid, cube, profiles=pixels.profiles)[:, 0]
+    return template, _signal_outside(template[0])
+
+# %% ../../nbs/45_footprints.ipynb #c024
 def needed_half(kind, theta, pixels, sky, depth, loss) -> int:
     "Half size of the footprint of one source."
     largest = largest_half(kind, theta, pixels.psf_radius)
-    window = Window.around(theta[X], theta[Y], largest)
-    grid, cube = pixels.mean_cube(period_for(kind, theta, largest, pixels.psf_radius))
-    template = render_stack(kind, theta, window, grid, cube, profiles=pixels.profiles)[:, 0]
+    template, outside = _light(kind, theta, pixels, largest)
+    window = Window.around(theta[X], theta[Y], template.shape[1] // 2)
     flux = _matched_flux(template, Window.around(theta[X], theta[Y], 7), pixels, window, sky)
-    enough = np.flatnonzero(np.sum((flux * depth)**2) * _signal_outside(template[0]) < loss)
+    enough = np.flatnonzero(np.sum((flux * depth)**2) * outside < loss)
     return min(max(int(enough[0]) + MARGIN, MIN_HALF), max(largest, 1)) if len(enough) else largest
 
-# %% ../../nbs/45_footprints.ipynb #c024
+# %% ../../nbs/45_footprints.ipynb #c026
 def rough_sky(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
     "Median sky and median inverse error of the good pixels of each band; 0 for a band without any."
     step = max(1, int(np.ceil(np.sqrt(pixels.weight[0].size / 1e4))))
@@ -160,7 +174,7 @@ def rough_sky(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
             sky[b], depth[b] = np.median(t[good] / w[good]), np.median(w[good])
     return sky, depth
 
-# %% ../../nbs/45_footprints.ipynb #c026
+# %% ../../nbs/45_footprints.ipynb #c028
 @dataclass(frozen=True)
 class Footprint:
     "Window and period of one source, and the parameters they were made for."
@@ -171,17 +185,17 @@ class Footprint:
     y: float
     L: float
 
-# %% ../../nbs/45_footprints.ipynb #c027
+# %% ../../nbs/45_footprints.ipynb #c029
 def make_footprint(kind, theta, pixels, sky, depth, loss) -> Footprint:
     "Footprint of a source at `theta`; its window is empty when it does not touch the image."
-    reach = largest_half(kind, theta, pixels.psf_radius)
+    kind, reach = int(kind), largest_half(kind, theta, pixels.psf_radius)
     if Window.around(theta[X], theta[Y], reach).clip(pixels.frame).empty:
         return Footprint(Window(0, 0, 0, 0), 0, PERIODS[0], *theta[:3])
     half = needed_half(kind, theta, pixels, sky, depth, loss)
     window = Window.around(theta[X], theta[Y], half).clip(pixels.frame)
     return Footprint(window, half, period_for(kind, theta, half, pixels.psf_radius), *theta[:3])
 
-# %% ../../nbs/45_footprints.ipynb #c028
+# %% ../../nbs/45_footprints.ipynb #c030
 def overlapping_pairs(windows) -> np.ndarray:
     "Index pairs (i <= j) of windows that share pixels, int [P, 2]; empty windows share none."
     w = np.array([(w.x0, w.x1, w.y0, w.y1) for w in windows], int).reshape(-1, 4)
@@ -189,10 +203,10 @@ def overlapping_pairs(windows) -> np.ndarray:
     overlap = (low[..., 0] < high[..., 1]) & (low[..., 2] < high[..., 3])
     return np.argwhere(np.triu(overlap))
 
-# %% ../../nbs/45_footprints.ipynb #c031
+# %% ../../nbs/45_footprints.ipynb #c033
 SMOOTH, SIGMAS, GROWTH, ENOUGH = 5, 6.0, 6, 10_000
 
-# %% ../../nbs/45_footprints.ipynb #c032
+# %% ../../nbs/45_footprints.ipynb #c034
 def unmodelled(pixels: Pixels, prints, sky) -> np.ndarray:
     "Pixels outside all footprints with light of sources that are not in the list, bool [H, W]."
     lonely = pixels.bands_seen > 0
@@ -205,7 +219,7 @@ def unmodelled(pixels: Pixels, prints, sky) -> np.ndarray:
         light += pixels.target[b] - np.float32(level) * pixels.weight[b]
     return significant(pixels, light, lonely)
 
-# %% ../../nbs/45_footprints.ipynb #c033
+# %% ../../nbs/45_footprints.ipynb #c035
 def significant(pixels: Pixels, light, where) -> np.ndarray:
     "Surroundings of significant light in an image [H, W] of whitened pixels summed over the bands, inside `where` only; bool [H, W]."
     variance = np.maximum(uniform_filter(where * pixels.bands_seen, SMOOTH, mode="constant"), np.float32(1 / SMOOTH**2))

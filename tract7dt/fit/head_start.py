@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HALF', 'PERIOD', 'STEPS', 'DAMPING', 'mean_pixels', 'thumbnails', 'small_layout', 'head_start']
 
-# %% ../../nbs/47b_head_start.ipynb #c002
+# %% ../../nbs/47b_head_start.ipynb #c003
 from dataclasses import replace
 
 import numpy as np
@@ -18,30 +18,30 @@ from .render import PROFILES, L, N, Window, X, Y
 from .shapes import size_matrix, size_matrix_derivatives
 from .steps import newton_step, prior_penalty, projected, quadratic, trusted
 
-# %% ../../nbs/47b_head_start.ipynb #c006
+# %% ../../nbs/47b_head_start.ipynb #c007
 HALF, PERIOD = MIN_HALF, PERIODS[0]
 
-# %% ../../nbs/47b_head_start.ipynb #c007
+# %% ../../nbs/47b_head_start.ipynb #c008
 def mean_pixels(pixels: Pixels) -> Pixels:
     "The mean of all bands as the only band, with a border of `HALF` pixels without weight and the mean PSF."
     weight = np.sqrt(np.einsum("bij,bij->ij", pixels.weight, pixels.weight))
     target = np.einsum("bij,bij->ij", pixels.weight, pixels.target) / np.where(weight > 0, weight, 1)
     return replace(pixels, target=np.pad(target, HALF)[None], weight=np.pad(weight, HALF)[None], psfs=(pixels.mean_psf,), cubes={})
 
-# %% ../../nbs/47b_head_start.ipynb #c010
+# %% ../../nbs/47b_head_start.ipynb #c011
 def _laws(kinds, theta, grid, profiles) -> np.ndarray:
     "f and its derivatives by L, eta1, eta2 and n, 0 where a source does not have them, float32 [S, 5, K * U]."
     out = np.zeros((len(kinds), 5, grid.squares.shape[1]), np.float32)
     out[:, 0] = 1
-    for s in np.flatnonzero(kinds != STAR):
+    for s in np.flatnonzero(kinds != STAR).tolist():
         shape = theta[s, L:N].tolist()
         Q = np.array(size_matrix(*shape), np.float32) @ grid.squares
-        out[s, 0], slope, by_n = PROFILES[profiles](kinds[s], theta[s, N], np.maximum(Q, 0, out=Q))
+        out[s, 0], slope, by_n = PROFILES[profiles](int(kinds[s]), theta[s, N], np.maximum(Q, 0, out=Q))
         np.multiply(size_matrix_derivatives(*shape).astype(np.float32) @ grid.squares, slope, out=out[s, 1:4])
         out[s, 4] = 0 if by_n is None else by_n
     return out
 
-# %% ../../nbs/47b_head_start.ipynb #c011
+# %% ../../nbs/47b_head_start.ipynb #c012
 def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.ndarray:
     """Unit-flux templates of many sources and their derivatives by all six parameters, in one band.
 
@@ -72,12 +72,12 @@ def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.n
     out[:, [0, 2, 3, 4, 5, 6]] = _real_products(rows, ex).transpose(1, 0, 2, 3)
     return out
 
-# %% ../../nbs/47b_head_start.ipynb #c012
+# %% ../../nbs/47b_head_start.ipynb #c013
 def _real_products(rows, waves) -> np.ndarray:
     "Real parts of `rows` [a, S, n, U] summed over the frequencies with `waves` [S, n, U]; float32 [a, S, n, n]."
     return rows.view(np.float32) @ waves.conj().view(np.float32).transpose(0, 2, 1)
 
-# %% ../../nbs/47b_head_start.ipynb #c016
+# %% ../../nbs/47b_head_start.ipynb #c017
 def small_layout(layout: Layout, theta) -> Layout:
     "Layout with the mean image and small stamps around the start parameters `theta`."
     pixels, prints = mean_pixels(layout.pixels), []
@@ -90,7 +90,7 @@ def small_layout(layout: Layout, theta) -> Layout:
     return Layout(pixels, layout.kind, layout.begin, layout.free & taking_part[:, None], tuple(prints),
                   overlapping_pairs([f.window for f in prints]), nothing, nothing)
 
-# %% ../../nbs/47b_head_start.ipynb #c017
+# %% ../../nbs/47b_head_start.ipynb #c018
 def _small_stacks(small: Layout, theta, grid, transform) -> list:
     "Whitened thumbnails of all sources as stacks of one band; None for sources that do not take part."
     corners = np.array([(f.window.x0 - HALF, f.window.y0 - HALF) for f in small.footprints])
@@ -98,16 +98,16 @@ def _small_stacks(small: Layout, theta, grid, transform) -> list:
     return [None if f.window.empty else image[None, components] * small.pixels.weight[f.window.slices]
             for image, components, f in zip(images, small.components, small.footprints)]
 
-# %% ../../nbs/47b_head_start.ipynb #c018
+# %% ../../nbs/47b_head_start.ipynb #c019
 def _stamp_objective(small: Layout, rules, state) -> np.ndarray:
     "Chi-square in the stamp of each source, plus its priors, [S]."
     square = state.residual[0]**2
     return np.array([square[f.window.slices].sum(dtype=float) for f in small.footprints]) + prior_penalty(rules, state.theta)
 
-# %% ../../nbs/47b_head_start.ipynb #c020
+# %% ../../nbs/47b_head_start.ipynb #c021
 STEPS, DAMPING = 2, 1e-3
 
-# %% ../../nbs/47b_head_start.ipynb #c021
+# %% ../../nbs/47b_head_start.ipynb #c022
 def head_start(layout: Layout, rules, theta) -> np.ndarray:
     """Parameters after a few steps on small stamps of the mean image.
 

@@ -7,7 +7,7 @@ __all__ = ['NOISE', 'ROUNDS', 'MAX_REPLANS', 'SMALL', 'SLOW', 'PARKED', 'PATIENC
            'objective', 'near_top', 'attempt', 'Damping', 'choose_step', 'replan', 'Outcome', 'hopeless', 'own_light',
            'strayed', 'put_back', 'strangers', 'ignore_strangers', 'optimise', 'polished']
 
-# %% ../../nbs/48_optimise.ipynb #c002
+# %% ../../nbs/48_optimise.ipynb #c003
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,15 +18,15 @@ from .problem import STAR, FitProblem
 from .render import ETA1, L, N, Window, X, Y
 from .steps import Quadratic, Rules, newton_step, prior_penalty, projected, promised_gain, quadratic, trusted
 
-# %% ../../nbs/48_optimise.ipynb #c006
+# %% ../../nbs/48_optimise.ipynb #c007
 NOISE = 1e-3
 
-# %% ../../nbs/48_optimise.ipynb #c007
+# %% ../../nbs/48_optimise.ipynb #c008
 def objective(state: State, rules: Rules) -> float:
     "Chi-square plus all priors, -2 ln p up to a constant."
     return state.chi2 + float(prior_penalty(rules, state.theta).sum())
 
-# %% ../../nbs/48_optimise.ipynb #c008
+# %% ../../nbs/48_optimise.ipynb #c009
 def _rise(layout, rules, before, after) -> np.ndarray:
     "Change of the objective in each source's own footprint, [S]."
     change = np.einsum("bij,bij->ij", after.residual, after.residual, dtype=float)
@@ -34,7 +34,7 @@ def _rise(layout, rules, before, after) -> np.ndarray:
     local = np.array([change[f.window.slices].sum() for f in layout.footprints])
     return local + prior_penalty(rules, after.theta) - prior_penalty(rules, before.theta)
 
-# %% ../../nbs/48_optimise.ipynb #c009
+# %% ../../nbs/48_optimise.ipynb #c010
 def near_top(layout, values, share: float) -> np.ndarray:
     "Whether each source has at least `share` of the largest value among the sources whose footprints touch its own, bool [S]."
     top, (i, j) = values.copy(), layout.pairs.T
@@ -42,15 +42,15 @@ def near_top(layout, values, share: float) -> np.ndarray:
     np.maximum.at(top, j, values[i])
     return values >= share * top
 
-# %% ../../nbs/48_optimise.ipynb #c011
+# %% ../../nbs/48_optimise.ipynb #c012
 ROUNDS = 5
 
-# %% ../../nbs/48_optimise.ipynb #c012
+# %% ../../nbs/48_optimise.ipynb #c013
 def _guilty(layout, rise, last: bool) -> np.ndarray:
     "Sources to be put back, bool [S]."
     return (rise > 0) & (last | (near_top(layout, rise, 0.1) & (rise > 1e-3 * rise.max(initial=0))))
 
-# %% ../../nbs/48_optimise.ipynb #c013
+# %% ../../nbs/48_optimise.ipynb #c014
 def attempt(layout, rules, state, theta, moved, fresh) -> tuple[State, np.ndarray]:
     "Try to move; return the state that is kept and the sources that were put back."
     limit, trial = objective(state, rules) + NOISE, evaluate(layout, theta, state, moved, fresh)
@@ -66,13 +66,13 @@ def attempt(layout, rules, state, theta, moved, fresh) -> tuple[State, np.ndarra
         trial = _put_back(layout, state, trial, np.where(guilty[:, None], state.theta, theta), worst)
     return (trial, guilty) if objective(trial, rules) <= limit else (state, moved)
 
-# %% ../../nbs/48_optimise.ipynb #c014
+# %% ../../nbs/48_optimise.ipynb #c015
 def _put_back(layout, state, trial, theta, who) -> State:
     "The trial state with the sources in `who` as they are in `state`; their stacks are still there."
     stacks = [old if back else new for old, new, back in zip(state.stacks, trial.stacks, who)]
     return evaluate(layout, theta, replace(trial, stacks=stacks), who, np.zeros_like(who))
 
-# %% ../../nbs/48_optimise.ipynb #c016
+# %% ../../nbs/48_optimise.ipynb #c017
 @dataclass(frozen=True, eq=False)
 class Damping:
     "Lambda [S], and the last step [S, 6] and promised gain [S] of each source."
@@ -89,7 +89,7 @@ class Damping:
         factor = np.where(guilty, self.factor * 10, np.where(kept, np.maximum(self.factor / 5, 1e-5), self.factor))
         return Damping(factor, np.where(kept[:, None], step, self.step), np.where(kept, gain, self.gain))
 
-# %% ../../nbs/48_optimise.ipynb #c017
+# %% ../../nbs/48_optimise.ipynb #c018
 def _turns_back(quad: Quadratic, damping: Damping, step, gain) -> np.ndarray:
     "Sources whose step undoes the last one without having gained much, bool [S]."
     length = np.zeros(step.size)
@@ -99,7 +99,7 @@ def _turns_back(quad: Quadratic, damping: Damping, step, gain) -> np.ndarray:
     norm = np.sqrt(np.sum(metric * step**2, axis=1) * np.sum(metric * damping.step**2, axis=1))
     return (dot < -0.3 * norm) & (gain > 0.15 * damping.gain)
 
-# %% ../../nbs/48_optimise.ipynb #c018
+# %% ../../nbs/48_optimise.ipynb #c019
 def choose_step(quad, damping, gain) -> tuple[np.ndarray, Damping]:
     "Damped, shortened step [S, 6]; two-cycles are damped harder first."
     step = newton_step(quad, damping.factor)
@@ -109,17 +109,17 @@ def choose_step(quad, damping, gain) -> tuple[np.ndarray, Damping]:
         step = newton_step(quad, damping.factor)
     return trusted(step), damping
 
-# %% ../../nbs/48_optimise.ipynb #c020
+# %% ../../nbs/48_optimise.ipynb #c021
 MAX_REPLANS = 10
 
-# %% ../../nbs/48_optimise.ipynb #c021
+# %% ../../nbs/48_optimise.ipynb #c022
 def _outgrown(layout, theta) -> np.ndarray:
     "Sources that left their footprint, bool [S]."
     planned = np.array([(f.x, f.y, f.L) for f in layout.footprints]).reshape(-1, 3)
     moved = np.hypot(theta[:, X] - planned[:, X], theta[:, Y] - planned[:, Y]) > 2
     return (moved | (theta[:, L] - planned[:, L] > np.log(1.5))) & layout.free.any(axis=1)
 
-# %% ../../nbs/48_optimise.ipynb #c022
+# %% ../../nbs/48_optimise.ipynb #c023
 def replan(problem, layout, theta, who, sky, depth) -> Layout:
     "Layout with new footprints for the sources in `who`; a source keeps its old one if it left the image."
     prints = list(layout.footprints)
@@ -129,7 +129,7 @@ def replan(problem, layout, theta, who, sky, depth) -> Layout:
         prints[s] = prints[s] if empty else new
     return Layout.make(problem, layout.pixels, layout.free, prints)
 
-# %% ../../nbs/48_optimise.ipynb #c024
+# %% ../../nbs/48_optimise.ipynb #c025
 @dataclass(frozen=True, eq=False)
 class Outcome:
     "Final state with its layout and quadratic model; per source the promised gain and the number of steps tried [S]."
@@ -141,25 +141,25 @@ class Outcome:
     iterations: int
     history: tuple[float, ...]
 
-# %% ../../nbs/48_optimise.ipynb #c025
+# %% ../../nbs/48_optimise.ipynb #c026
 SMALL, SLOW, PARKED, PATIENCE = 0.5, 0.1, 1.0, 0.7
 
-# %% ../../nbs/48_optimise.ipynb #c026
+# %% ../../nbs/48_optimise.ipynb #c027
 def hopeless(layout, gain, least: float) -> np.ndarray:
     "Sources that have more than `least` to gain and on their own account, bool [S]."
     return (gain > least) & near_top(layout, gain, 0.1) & (gain > 1e-3 * gain.max(initial=0))
 
-# %% ../../nbs/48_optimise.ipynb #c028
+# %% ../../nbs/48_optimise.ipynb #c029
 PRECISION = 1e-5
 
-# %% ../../nbs/48_optimise.ipynb #c029
+# %% ../../nbs/48_optimise.ipynb #c030
 def own_light(layout, state) -> np.ndarray:
     "Squared signal-to-noise ratio of each source over all bands, with everything but its flux known, [S]."
     (i, j), out = layout.pairs.T, np.zeros(len(state.theta))
     out[i[i == j]] = np.sum(state.flux[i[i == j]]**2 * state.gram[i == j, :, 0, 0], axis=1)
     return out
 
-# %% ../../nbs/48_optimise.ipynb #c030
+# %% ../../nbs/48_optimise.ipynb #c031
 def _outlook(layout, state, rules, parked, late: bool):
     "Quadratic model, promised gains (0 for parked sources), and who is parked from now on."
     quad = quadratic(layout, state, rules, parked)
@@ -170,17 +170,17 @@ def _outlook(layout, state, rules, parked, late: bool):
         return _outlook(layout, state, rules, parked | bad, False)
     return quad, gain, parked
 
-# %% ../../nbs/48_optimise.ipynb #c032
+# %% ../../nbs/48_optimise.ipynb #c033
 SEARCH, LOST, CORE = 5, 20.0, 10
 
-# %% ../../nbs/48_optimise.ipynb #c033
+# %% ../../nbs/48_optimise.ipynb #c034
 def strayed(theta, begin) -> np.ndarray:
     "Sources that went further from their start than the errors of a catalog explain, bool [S]."
     change = theta - begin
     lengths = np.linalg.norm(change[:, :L], axis=1), np.abs(change[:, L]), np.linalg.norm(change[:, ETA1:N], axis=1)
     return np.max(lengths, axis=0) > 1
 
-# %% ../../nbs/48_optimise.ipynb #c034
+# %% ../../nbs/48_optimise.ipynb #c035
 def put_back(layout, state, who, begin, first) -> tuple[Layout, State]:
     "Sources in `who` at their start parameters `begin` [S, 6] again, with their first footprints."
     if not who.any():
@@ -189,12 +189,12 @@ def put_back(layout, state, who, begin, first) -> tuple[Layout, State]:
     layout = replace(layout, footprints=prints, pairs=overlapping_pairs([f.window for f in prints]))
     return layout, evaluate(layout, np.where(who[:, None], begin, state.theta), state, who)
 
-# %% ../../nbs/48_optimise.ipynb #c035
+# %% ../../nbs/48_optimise.ipynb #c036
 def strangers(problem, layout, state) -> np.ndarray:
     "Pixels around residual light that is far from all sources, bool [H, W]."
     pixels = layout.pixels
     far = pixels.bands_seen > 0
-    for kind, theta, f in zip(layout.kind, state.theta, layout.footprints):
+    for kind, theta, f in zip(layout.kind.tolist(), state.theta, layout.footprints):
         core = CORE if kind == STAR else max(CORE, int(min(3 * semi_major(theta), MAX_HALF)))
         if not f.window.empty:
             far[Window.around(theta[X], theta[Y], core).clip(pixels.frame).slices] = False
@@ -203,7 +203,7 @@ def strangers(problem, layout, state) -> np.ndarray:
     light = state.residual / np.sqrt(1 + excess_variance(problem, layout, state))
     return significant(pixels, light.sum(axis=0), far)
 
-# %% ../../nbs/48_optimise.ipynb #c036
+# %% ../../nbs/48_optimise.ipynb #c037
 def ignore_strangers(problem, layout, state, lost, begin, first) -> tuple[Layout, State]:
     "Put the sources in `lost` back and ignore residual light far from all sources."
     layout, state = put_back(layout, state, lost, begin, first)
@@ -213,7 +213,7 @@ def ignore_strangers(problem, layout, state, lost, begin, first) -> tuple[Layout
     layout = replace(layout, pixels=layout.pixels.without(ignored))
     return layout, evaluate(layout, state.theta)
 
-# %% ../../nbs/48_optimise.ipynb #c037
+# %% ../../nbs/48_optimise.ipynb #c038
 def optimise(problem: FitProblem, layout: Layout, rules: Rules, theta, sky, depth, guess=None) -> Outcome:
     """Minimise chi-square plus priors.
 
@@ -258,14 +258,14 @@ def optimise(problem: FitProblem, layout: Layout, rules: Rules, theta, sky, dept
             state = evaluate(layout, state.theta, state, who)
     return _final(layout, state, rules, quad, gain, parked, niters, iteration, history, stop)
 
-# %% ../../nbs/48_optimise.ipynb #c039
+# %% ../../nbs/48_optimise.ipynb #c040
 def polished(state, quad, rules) -> State:
     "The state with parameters, fluxes and sky after one more step to first order."
     step = projected(rules, state.theta + trusted(newton_step(quad, np.zeros(len(state.theta))))) - state.theta
     response = np.einsum("bfm,f->bm", quad.coupling, step.ravel()[quad.index])
     return replace(state, theta=state.theta + step, linear=state.linear - (state.inverse @ response[..., None])[..., 0])
 
-# %% ../../nbs/48_optimise.ipynb #c040
+# %% ../../nbs/48_optimise.ipynb #c041
 def _final(layout, state, rules, quad, gain, parked, niters, iteration, history, stop) -> Outcome:
     "The outcome, polished if all have converged; parked sources come back into the quadratic model, for the errors."
     if not (parked.any() or (gain >= stop).any()):

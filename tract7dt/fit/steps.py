@@ -7,7 +7,7 @@ __all__ = ['RE_RANGE', 'AB_RANGE', 'ETA_MAX', 'WEAK_SIGMA', 'FLOOR', 'BOUND_NAME
            'prior_penalty', 'prior_terms', 'Quadratic', 'quadratic', 'newton_step', 'promised_gain', 'trusted',
            'projected', 'limits_reached']
 
-# %% ../../nbs/47_steps.ipynb #c002
+# %% ../../nbs/47_steps.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,11 @@ from .profiles import N_MAX, N_MIN
 from .render import ETA1, ETA2, L, N, X, Y
 from .shapes import native_from_catalog, soft_from_native, soft_jacobian
 
-# %% ../../nbs/47_steps.ipynb #c006
+# %% ../../nbs/47_steps.ipynb #c007
 RE_RANGE, AB_RANGE = (0.1, 100.0), (0.05, 1.0)
 ETA_MAX = -np.log(AB_RANGE[0])
 
-# %% ../../nbs/47_steps.ipynb #c007
+# %% ../../nbs/47_steps.ipynb #c008
 @dataclass(frozen=True, eq=False)
 class Start:
     "Start parameters [S, 6], whether they can be used and whether one was clipped [S]."
@@ -44,7 +44,7 @@ class Start:
         theta = np.where(usable, [sources.x, sources.y, *native_from_catalog(*inside[:3]), inside[3]], 0.0).T
         return cls(theta, usable, clipped)
 
-# %% ../../nbs/47_steps.ipynb #c009
+# %% ../../nbs/47_steps.ipynb #c010
 def free_parameters(sources, fitted) -> np.ndarray:
     "Which of the six parameters of each source are to be fitted, bool [S, 6]; none where not `fitted`."
     galaxy, free = sources.kind != Kind.STAR, np.zeros((len(sources), 6), bool)
@@ -54,10 +54,10 @@ def free_parameters(sources, fitted) -> np.ndarray:
     free[:, N] = (sources.kind == Kind.SERSIC) & ~sources.fix_n
     return free & fitted[:, None]
 
-# %% ../../nbs/47_steps.ipynb #c012
+# %% ../../nbs/47_steps.ipynb #c013
 WEAK_SIGMA = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.7])
 
-# %% ../../nbs/47_steps.ipynb #c013
+# %% ../../nbs/47_steps.ipynb #c014
 @dataclass(frozen=True, eq=False)
 class Rules:
     """Limits and priors of all sources.
@@ -89,19 +89,19 @@ class Rules:
         info[position > 0, :L] = position[position > 0, None]
         return cls(lower, upper, theta, info, np.array(soft_from_native(*theta[:, L:N].T)).T, soft_info)
 
-# %% ../../nbs/47_steps.ipynb #c014
+# %% ../../nbs/47_steps.ipynb #c015
 def _information(sigma) -> np.ndarray:
     "1 / sigma^2, or 0 where sigma is not a positive finite number."
     use = np.isfinite(sigma) & (sigma > 0)
     return np.where(use, 1 / np.where(use, sigma, 1)**2, 0.0)
 
-# %% ../../nbs/47_steps.ipynb #c015
+# %% ../../nbs/47_steps.ipynb #c016
 def prior_penalty(rules: Rules, theta) -> np.ndarray:
     "Contribution of the priors of each source to chi-square, [S]."
     soft = np.array(soft_from_native(*theta[:, L:N].T)).T - rules.soft_mean
     return np.sum(rules.info * (theta - rules.mean)**2, axis=1) + np.sum(rules.soft_info * soft**2, axis=1)
 
-# %% ../../nbs/47_steps.ipynb #c016
+# %% ../../nbs/47_steps.ipynb #c017
 def prior_terms(rules: Rules, theta) -> tuple[np.ndarray, np.ndarray]:
     "Gradient [S, 6] (uphill in ln p) and curvature [S, 6, 6] of the priors."
     g = -rules.info * (theta - rules.mean)
@@ -113,7 +113,16 @@ def prior_terms(rules: Rules, theta) -> tuple[np.ndarray, np.ndarray]:
         H[s, L:N, L:N] += J.T @ (rules.soft_info[s][:, None] * J)
     return g, H
 
-# %% ../../nbs/47_steps.ipynb #c019
+# %% ../../nbs/47_steps.ipynb #c020
+def _own_entries(index, count: int):
+    "Entries of a matrix [F, F] that belong to one source each: where they are in padded blocks, bool [count, 6, 6]; their rows and columns."
+    place = np.full(6 * count, -1)
+    place[index] = np.arange(len(index))
+    rows, columns = np.broadcast_arrays(place.reshape(count, 6, 1), place.reshape(count, 1, 6))
+    padded = (rows >= 0) & (columns >= 0)
+    return padded, rows[padded], columns[padded]
+
+# %% ../../nbs/47_steps.ipynb #c021
 @dataclass(frozen=True, eq=False)
 class Quadratic:
     """ln p around the current point.
@@ -133,15 +142,14 @@ class Quadratic:
 
     def own_blocks(self, matrix, count: int) -> np.ndarray:
         "Blocks of a matrix [F, F] that belong to one source each, padded with zeros, [count, 6, 6]."
-        rows, columns = np.nonzero(self.owner[:, None] == self.owner)
-        out = np.zeros((count, 6, 6))
-        out[self.owner[rows], self.index[rows] % 6, self.index[columns] % 6] = matrix[rows, columns]
+        out, (padded, rows, columns) = np.zeros((count, 6, 6)), _own_entries(self.index, count)
+        out[padded] = matrix[rows, columns]
         return out
 
-# %% ../../nbs/47_steps.ipynb #c020
+# %% ../../nbs/47_steps.ipynb #c022
 FLOOR = 1e-2
 
-# %% ../../nbs/47_steps.ipynb #c021
+# %% ../../nbs/47_steps.ipynb #c023
 def quadratic(layout: Layout, state: State, rules: Rules, parked=False) -> Quadratic:
     "Quadratic model of ln p in the parameters that are free, not held at a limit and not of a `parked` source (bool [S])."
     prior_g, prior_H = prior_terms(rules, state.theta)
@@ -149,13 +157,12 @@ def quadratic(layout: Layout, state: State, rules: Rules, parked=False) -> Quadr
     held = ((state.theta <= rules.lower) & (g < 0)) | ((state.theta >= rules.upper) & (g > 0))
     index = np.flatnonzero(layout.free & ~held & ~np.broadcast_to(parked, len(g))[:, None])
     H, C = curvature(layout, state, index)
-    own = index[:, None] // 6 == index // 6
-    rows, columns = np.nonzero(own)
-    H[rows, columns] += prior_H[index[rows] // 6, index[rows] % 6, index[columns] % 6]
+    padded, rows, columns = _own_entries(index, len(g))
+    H[rows, columns] += prior_H[padded]
     _hold_elongation(state.theta, g, H, index)
     return Quadratic(index, g.ravel()[index], H, C)
 
-# %% ../../nbs/47_steps.ipynb #c022
+# %% ../../nbs/47_steps.ipynb #c024
 def _hold_elongation(theta, g, H, index) -> None:
     "Take the outward direction of (eta1, eta2) out of `g` and `H` where the axis ratio is at its limit."
     eta = np.hypot(theta[:, ETA1], theta[:, ETA2])
@@ -167,7 +174,7 @@ def _hold_elongation(theta, g, H, index) -> None:
             g[s, ETA1:N] -= push * outward
             H[np.ix_(rows, rows)] += 1e6 * (1 + np.trace(H[np.ix_(rows, rows)])) * np.outer(outward, outward)
 
-# %% ../../nbs/47_steps.ipynb #c024
+# %% ../../nbs/47_steps.ipynb #c026
 def newton_step(quad: Quadratic, damping) -> np.ndarray:
     "Solve for the step with a damping factor for each source [S]; result [S, 6]."
     damped = quad.H + np.diag(damping[quad.owner] * np.abs(np.diag(quad.H)) + FLOOR)
@@ -175,7 +182,7 @@ def newton_step(quad: Quadratic, damping) -> np.ndarray:
     step[quad.index] = solve_spd(damped, quad.g)
     return step.reshape(-1, 6)
 
-# %% ../../nbs/47_steps.ipynb #c026
+# %% ../../nbs/47_steps.ipynb #c028
 def promised_gain(quad: Quadratic, step) -> np.ndarray:
     "Gain in ln p that an undamped step [S, 6] promises to each source, [S]."
     count = len(step)
@@ -186,29 +193,29 @@ def promised_gain(quad: Quadratic, step) -> np.ndarray:
     alone = np.einsum("sp,spq,sq->s", g, inverse_spd(quad.own_blocks(quad.H, count) + FLOOR * np.eye(6)), g) / 2
     return np.minimum(np.abs(share), 10 * alone)
 
-# %% ../../nbs/47_steps.ipynb #c028
+# %% ../../nbs/47_steps.ipynb #c030
 def _shorten(vectors, longest):
     "Scale vectors [S, m] down to at most `longest`."
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors * np.minimum(1, longest / np.maximum(length, 1e-30))
 
-# %% ../../nbs/47_steps.ipynb #c029
+# %% ../../nbs/47_steps.ipynb #c031
 def trusted(step) -> np.ndarray:
     "Shorten the parts of each source's step to their largest lengths."
     parts = (step[:, :L], 1.0), (step[:, L:ETA1], 0.6), (step[:, ETA1:N], 0.6), (step[:, N:], 0.5)
     return np.hstack([_shorten(part, longest) for part, longest in parts])
 
-# %% ../../nbs/47_steps.ipynb #c030
+# %% ../../nbs/47_steps.ipynb #c032
 def projected(rules: Rules, theta) -> np.ndarray:
     "Parameters moved back inside their limits."
     out = np.clip(theta, rules.lower, rules.upper)
     out[:, ETA1:N] = _shorten(out[:, ETA1:N], ETA_MAX)
     return out
 
-# %% ../../nbs/47_steps.ipynb #c033
+# %% ../../nbs/47_steps.ipynb #c035
 BOUND_NAMES = {X: "pos.x", Y: "pos.y", L: "shape.logre", N: "sersicindex"}
 
-# %% ../../nbs/47_steps.ipynb #c034
+# %% ../../nbs/47_steps.ipynb #c036
 def limits_reached(limits, theta, free) -> tuple[str, ...]:
     "Names of the `limits` (lower, upper) at which the free parameters of one source are."
     lower, upper = limits
