@@ -23,6 +23,7 @@ from tract7dt.inspect.patch import PatchInspector, read_patch
 from tract7dt.inspect.source import SourceInspector, wavelengths
 from tract7dt.inspect.zp import ZeroPointInspector
 from tract7dt.merge import read_catalog
+from tract7dt.widgets import RunInspector
 
 pytestmark = pytest.mark.xdist_group("sample_run")
 BANDS = ["m400", "m500", "m575", "m650", "m750", "m850"]
@@ -345,3 +346,44 @@ def test_texts_are_escaped():
 def test_wavelengths_of_known_bands(bands, centres):
     found = wavelengths(bands)
     assert found is None if centres is None else found[0].tolist() == centres
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_bands_fitted_alone_are_shown(inspector, alone_run):
+    """A run in single-band mode has columns of its own; every inspector knows them."""
+    cfg, result = alone_run
+    opened = inspector(result)
+    assert TROUBLE not in opened.message.value
+    assert all(shown(opened))
+
+
+def test_a_patch_of_bands_fitted_alone_is_the_catalog(alone_run):
+    inspector = PatchInspector(alone_run[1])
+    assert inspector.message.value == "", "the refit agrees with the catalog"
+    before = inspector.triple.value
+    inspector.band.value = inspector.band.options[2]
+    assert inspector.triple.value != before
+
+
+def test_a_source_of_bands_fitted_alone_has_moved(alone_run):
+    cfg, result = alone_run
+    inspector = SourceInspector(result)
+    names = [row[0] for row in rows_of(inspector.moves.value)]
+    assert names[:2] == ["x_pix_white", "y_pix_white"]
+    assert len(inspector.source.options) == (result.catalog["stype_fit"] != "").sum()
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_without_anything_to_show_there_is_no_control(inspector, tmp_path):
+    """A control that leads nowhere would end in a traceback."""
+    opened = inspector(tmp_path / "nowhere.yaml")
+    assert opened.children == (opened.message,) and "nowhere.yaml" in opened.message.value
+
+
+def test_all_inspectors_in_one_open_when_they_are_looked_at(work):
+    inspector = RunInspector(work)
+    assert list(inspector.opened) == ["ePSFs"]
+    for number, name in enumerate(inspector.titles):
+        inspector.selected_index = number
+        assert all(shown(inspector.opened[name]))
+    assert [type(each) for each in inspector.opened.values()] == list(INSPECTORS)

@@ -13,13 +13,13 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import ipywidgets
 from astropy.io import fits
 from matplotlib.figure import Figure
 
+from .. import display
 from ..config import Config
 from ..configfile import load_config
 from ..errors import Problems, UserError
@@ -136,12 +136,7 @@ DPI = 80
 
 def png_of(picture: Sheet | Figure, dpi: int = DPI) -> bytes:
     "A picture as the bytes of a PNG file."
-    stream = BytesIO()
-    if isinstance(picture, Sheet):
-        picture.save(stream, dpi)
-    else:
-        picture.savefig(stream, dpi=dpi, format="png", pil_kwargs={"compress_level": 1})
-    return stream.getvalue()
+    return display.png_of(picture, dpi)
 
 # %% ../../nbs/82_inspect_base.ipynb #c016
 class Picture(ipywidgets.Image):
@@ -214,9 +209,8 @@ def sentence(failure: BaseException) -> str:
 
 
 def table_html(rows, head=()) -> str:
-    "A small HTML table of text cells; escapes everything."
-    def line(cells, tag): return "<tr>" + "".join(f"<{tag} style='padding:0 8px 0 0;text-align:left'>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-    return "<table style='line-height:1.4'>" + (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows) + "</table>"
+    "All rows as a small HTML table; escapes everything."
+    return display.table_html(rows, head, most=None)
 
 
 def number(value, form: str = "{:.4g}") -> str:
@@ -225,13 +219,34 @@ def number(value, form: str = "{:.4g}") -> str:
 
 # %% ../../nbs/82_inspect_base.ipynb #c025
 class Inspector(ipywidgets.VBox):
-    "A column of widgets that look at one finished run; `run` is None when there is none."
+    """A column of widgets that look at one finished run; `run` is None when there is none.
+
+    Parameters
+    ----------
+    source : path, Config or pipeline.Result
+        A configuration, its file, a work directory, or what a command returned.
+    """
 
     def __init__(self, source):
-        self.message = ipywidgets.HTML()
+        self.message, self.said = ipywidgets.HTML(), ""
         super().__init__(children=(self.message,))
         self.add_class(type(self).__name__)
+        self.build()
         self.run = self.told(open_run, source)
+        if self.run is None or not self.begin():
+            self.children = (self.message,)
+
+    def build(self) -> None:
+        "Make the controls."
+
+    def begin(self) -> bool:
+        "Read what there is and show it; False when there is nothing."
+        return False
+
+    def when(self, handlers: dict) -> None:
+        "Call a handler whenever its control has another value."
+        for control, handler in handlers.items():
+            control.observe(handler, names="value")
 
     def told(self, function, *arguments):
         "Call a function that reads products; None, and a sentence in `message`, when they fail."
@@ -243,7 +258,7 @@ class Inspector(ipywidgets.VBox):
 
     def say(self, text: str, trouble: bool = False) -> None:
         "Show a message, or none; trouble is red."
-        colour = "#b3202c" if trouble else "#707070"
+        self.said, colour = text, "#b3202c" if trouble else "#707070"
         self.message.value = f"<span style='color:{colour}'>{escape(text)}</span>" if text else ""
 
 

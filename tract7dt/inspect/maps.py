@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INDEX_COLUMNS', 'MAP_PIXELS', 'MAP_BANDS', 'MAP_SIDE', 'read_few', 'read_index', 'read_patches', 'base_box', 'hull',
-           'band_names', 'MapView', 'spread', 'block_mean', 'white_of', 'read_map', 'map_sheet', 'place', 'divisions']
+           'band_names', 'MapView', 'spread', 'white_of', 'read_map', 'map_sheet', 'place', 'divisions']
 
 # %% ../../nbs/83b_inspect_maps.ipynb #c002
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from .base import DPI, FinishedRun, open_band
 from ..merge import read_catalog
 from ..plots.base import sky_noise, sky_norm
 from ..plots.sheet import Marks, Panel, Sheet, plan_of, to_inks
+from ..plots.small import block_mean
 from ..sky import Box
 
 # %% ../../nbs/83b_inspect_maps.ipynb #c007
@@ -96,12 +97,7 @@ def spread(names, box: Box, packed: bool) -> list[str]:
     return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int))] if count else []
 
 
-def block_mean(image: np.ndarray, step: int) -> np.ndarray:
-    "Means of squares of `step` pixels; the last ones may be cut."
-    rows, columns = np.arange(0, image.shape[0], step), np.arange(0, image.shape[1], step)
-    total = np.add.reduceat(np.add.reduceat(image, rows, axis=0), columns, axis=1)
-    height, width = np.diff(np.append(rows, image.shape[0])), np.diff(np.append(columns, image.shape[1]))
-    return total / np.multiply.outer(height, width)
+
 
 # %% ../../nbs/83b_inspect_maps.ipynb #c013
 def white_of(run: FinishedRun, names, box: Box, step: int) -> tuple[np.ndarray, int]:

@@ -158,38 +158,34 @@ class PatchInspector(Inspector):
     """Look at fitted patches.
 
     Controls: `cell`, `patch`, `band`, `source`, `find`. Pictures: `frame` and `map` (clickable), `triple`, `strip`. Text: `details`.
-
-    Parameters
-    ----------
-    source : path, Config or pipeline.Result
-        A configuration, its file, a work directory, or what a command returned.
+    `source` as for `Inspector`.
     """
 
-    def __init__(self, source):
-        super().__init__(source)
+    def build(self) -> None:
+        "Make the controls."
         self.cell, self.patch, self.band = (ipywidgets.Dropdown(description=name) for name in ("cell", "patch", "band"))
         self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="360px"))
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.frame, self.map = ClickGrid(self.choose_cell), ClickGrid(self.choose_patch)
         self.triple, self.strip, self.details = Picture(), Picture(), ipywidgets.HTML()
         self.views, self.maps = {}, {}
-        for control, handler in ((self.cell, self.show_cell), (self.patch, self.show_patch), (self.band, self.show_pixels),
-                                 (self.source, self.show_pixels), (self.find, self.go_to)):
-            control.observe(handler, names="value")
+        self.when({self.cell: self.show_cell, self.patch: self.show_patch, self.band: self.show_pixels, self.source: self.show_pixels,
+                   self.find: self.go_to})
         self.children = (self.message, row_of(self.frame, self.map, ipywidgets.VBox([self.find, self.cell, self.patch, self.band])),
                          self.triple, row_of(self.source, self.details), self.strip)
-        self.patches = self.told(read_patches, self.run.layout) if self.run else None
-        self.index = self.told(read_index, self.run.layout) if self.run else None
-        if self.patches is not None and self.index is not None and len(self.patches):
-            self.begin()
 
-    def begin(self) -> None:
-        "Fill the frame's map and show its first patch."
+    def begin(self) -> bool:
+        "Fill the frame's map and show its first patch; False without any."
+        self.patches = self.told(read_patches, self.run.layout)
+        self.index = self.told(read_index, self.run.layout)
+        if self.patches is None or self.index is None or self.patches.empty:
+            return False
         tags = list(dict.fromkeys(self.patches["epsf_tag"]))
         self.say("")
         self.draw_map(self.frame, "", {tag: hull(self.patches[self.patches["epsf_tag"] == tag]) for tag in tags})
         choices(self.cell, tags, tags[0], self.show_cell)
         self.show_cell()
+        return True
 
     def draw_map(self, grid: ClickGrid, key: str, boxes: dict[str, Box]) -> None:
         "Show a map, made once, with its buttons."

@@ -206,31 +206,31 @@ class SourceInspector(Inspector):
     """Look at one source.
 
     Controls: `show`, `source`, `find`, `size`. Pictures: `images`, `sed`. Texts: `fate`, `moves`, `neighbours`.
-
-    Parameters
-    ----------
-    source : path, Config or pipeline.Result
-        A configuration, its file, a work directory, or what a command returned.
+    `source` as for `Inspector`.
     """
 
-    def __init__(self, source):
-        super().__init__(source)
+    def build(self) -> None:
+        "Make the controls."
         self.show, self.source = ipywidgets.Dropdown(description="show"), ipywidgets.Select(rows=10, layout=ipywidgets.Layout(width="300px"))
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.size = ipywidgets.IntSlider(20, 8, 40, description="half size", continuous_update=False)
         self.images, self.sed = Picture(), Picture()
         self.fate, self.moves, self.neighbours = (ipywidgets.HTML() for _ in range(3))
         self.views = {}
-        for control, handler in ((self.show, self.list_sources), (self.source, self.show_source), (self.find, self.go_to), (self.size, self.show_images)):
-            control.observe(handler, names="value")
+        self.when({self.show: self.list_sources, self.source: self.show_source, self.find: self.go_to, self.size: self.show_images})
         self.children = (self.message, row_of(ipywidgets.VBox([self.find, self.show, self.source, self.size]), self.sed, self.fate), self.images,
                          row_of(self.moves, self.neighbours))
-        self.patches = self.told(read_patches, self.run.layout) if self.run else None
-        self.index = self.told(read_index, self.run.layout) if self.run else None
-        if self.patches is not None and self.index is not None and len(self.index):
-            self.kinds = kinds_of(self.index)
-            choices(self.show, [(f"{name} ({rows.sum()})", name) for name, rows in self.kinds.items()], "fitted", self.list_sources)
-            self.list_sources()
+
+    def begin(self) -> bool:
+        "List the sources and show the first; False without any."
+        self.patches = self.told(read_patches, self.run.layout)
+        self.index = self.told(read_index, self.run.layout)
+        if self.patches is None or self.index is None or self.index.empty:
+            return False
+        self.kinds = kinds_of(self.index)
+        choices(self.show, [(f"{name} ({rows.sum()})", name) for name, rows in self.kinds.items()], "fitted", self.list_sources)
+        self.list_sources()
+        return True
 
     def list_sources(self, _=None) -> None:
         "Offer the sources of a kind, and show the first."

@@ -164,34 +164,32 @@ class ZeroPointInspector(Inspector):
     """Look at zero points and turn the knobs of their clipping.
 
     Controls: `band`, `sigma`, `rounds`, `magnitudes`, `reset`. Picture: `picture`. Texts: `numbers`, `clipped`.
-
-    Parameters
-    ----------
-    source : path, Config or pipeline.Result
-        A configuration, its file, a work directory, or what a command returned.
+    `source` as for `Inspector`.
     """
 
-    def __init__(self, source):
-        super().__init__(source)
+    def build(self) -> None:
+        "Make the controls."
         self.band = ipywidgets.Dropdown(description="band")
         self.sigma = ipywidgets.FloatSlider(3.0, min=0.5, max=8.0, step=0.1, description="clip sigma")
         self.rounds = ipywidgets.IntSlider(10, 0, 20, description="rounds")
         self.magnitudes = ipywidgets.FloatRangeSlider(value=(0.0, 30.0), min=0.0, max=30.0, step=0.1, description="magnitudes", readout_format=".1f")
         self.reset = ipywidgets.Button(description="as configured")
         self.picture, self.numbers, self.clipped = Picture(), ipywidgets.HTML(), ipywidgets.HTML(layout=ipywidgets.Layout(max_height="260px", overflow="auto"))
-        self.band.observe(self.show_band, names="value")
-        for knob in (self.sigma, self.rounds, self.magnitudes):
-            knob.observe(self.solve, names="value")
+        self.when({self.band: self.show_band, self.sigma: self.solve, self.rounds: self.solve, self.magnitudes: self.solve})
         self.reset.on_click(self.restore)
         knobs = ipywidgets.VBox([self.band, self.sigma, self.rounds, self.magnitudes, self.reset, self.numbers])
         self.children = (self.message, row_of(knobs, self.picture), self.clipped)
-        self.stars = self.told(read_stars, self.run) if self.run else None
+
+    def begin(self) -> bool:
+        "Show the first band; False without calibration stars."
+        self.stars = self.told(read_stars, self.run)
         self.on_disk = self.told(zero_points_on_disk, self.run.layout) if self.stars else None
-        if self.stars:
-            choices(self.band, list(self.stars), next(iter(self.stars)), self.show_band)
-            self.restore()
-        elif self.run and not self.message.value:
-            self.say("no band has calibration stars", trouble=True)
+        if not self.stars:
+            self.say(self.said or "no band has calibration stars", trouble=True)
+            return False
+        choices(self.band, list(self.stars), next(iter(self.stars)), self.show_band)
+        self.restore()
+        return True
 
     def restore(self, _=None) -> None:
         "The clipping as the configuration has it, all magnitudes."
