@@ -7,7 +7,7 @@ __all__ = ['NOWHERE', 'DEGENERATE_RATIO', 'BLENDED_RATIO', 'threadpools', 'MANY_
            'ignored_pixels', 'raise_flags', 'parameter_columns', 'flux_columns', 'assemble', 'begin_at', 'fit_planned',
            'fit_in_pieces', 'fit', 'fit_bands']
 
-# %% ../../nbs/49b_native.ipynb #c002
+# %% ../../nbs/49b_native.ipynb #c003
 from dataclasses import replace
 from functools import lru_cache
 
@@ -26,17 +26,17 @@ from .render import Window
 from .shapes import catalog_from_native
 from .steps import Rules, Start, free_parameters, limits_reached
 
-# %% ../../nbs/49b_native.ipynb #c006
+# %% ../../nbs/49b_native.ipynb #c007
 NOWHERE = Footprint(Window(0, 0, 0, 0), 0, 1, 0.0, 0.0, 0.0)
 
-# %% ../../nbs/49b_native.ipynb #c007
+# %% ../../nbs/49b_native.ipynb #c008
 def plan_footprints(problem: FitProblem, pixels, start: Start, sky, depth) -> list[Footprint]:
     "Footprint of each source; empty where there is nothing to fit."
     prints = [make_footprint(kind, theta, pixels, sky, depth, problem.options.footprint_loss) if usable else NOWHERE
               for kind, theta, usable in zip(problem.sources.kind, start.theta, start.usable)]
     return [f if pixels.weight[f.window.slices].any() else NOWHERE for f in prints]
 
-# %% ../../nbs/49b_native.ipynb #c009
+# %% ../../nbs/49b_native.ipynb #c010
 def judge(problem, start, outcome, at_bound) -> np.ndarray:
     "How the fit of each source ended, `FitStatus` codes [S]."
     layout, state = outcome.layout, outcome.state
@@ -47,15 +47,15 @@ def judge(problem, start, outcome, at_bound) -> np.ndarray:
     codes = [FitStatus.FAILED, FitStatus.NO_DATA, FitStatus.FIXED, FitStatus.MAX_ITERS, FitStatus.ON_BOUND]
     return np.select(conditions, codes, FitStatus.CONVERGED).astype(np.uint8)
 
-# %% ../../nbs/49b_native.ipynb #c011
+# %% ../../nbs/49b_native.ipynb #c012
 DEGENERATE_RATIO, BLENDED_RATIO = 30.0, 4.0
 
-# %% ../../nbs/49b_native.ipynb #c012
+# %% ../../nbs/49b_native.ipynb #c013
 def ignored_pixels(layout, problem) -> np.ndarray:
     "Pixels that have data but were given no weight: light of sources that are not in the list, bool [H, W]."
     return np.any([band.invvar > 0 for band in problem.bands], axis=0) & (layout.pixels.bands_seen == 0)
 
-# %% ../../nbs/49b_native.ipynb #c013
+# %% ../../nbs/49b_native.ipynb #c014
 def raise_flags(problem, start, outcome, status, at_bound, errors: Errors, quality: Quality, ignored) -> np.ndarray:
     "Flag bits of each source, int [S]."
     height, width = problem.shape
@@ -77,7 +77,7 @@ def raise_flags(problem, start, outcome, status, at_bound, errors: Errors, quali
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
 
-# %% ../../nbs/49b_native.ipynb #c015
+# %% ../../nbs/49b_native.ipynb #c016
 def parameter_columns(problem, outcome, errors: Errors, status) -> dict[str, np.ndarray]:
     "Fitted parameters and their errors in catalog units, arrays [S]."
     kind, theta = problem.sources.kind, outcome.state.theta
@@ -90,7 +90,7 @@ def parameter_columns(problem, outcome, errors: Errors, status) -> dict[str, np.
     given = status == FitStatus.FAILED
     return out | {name: np.where(given, getattr(problem.sources, name), out[name]) for name in ("x", "y")}
 
-# %% ../../nbs/49b_native.ipynb #c016
+# %% ../../nbs/49b_native.ipynb #c017
 def flux_columns(outcome, errors: Errors, quality: Quality) -> dict[str, np.ndarray]:
     "Fluxes, sky, their errors and the quality numbers; NaN where nothing was seen."
     seen, sky_seen = np.isfinite(errors.flux_cond), np.isfinite(errors.sky)
@@ -99,7 +99,7 @@ def flux_columns(outcome, errors: Errors, quality: Quality) -> dict[str, np.ndar
                 chi2=chi2, npix=quality.npix, fracflux=fracflux, fracmasked=quality.fracmasked,
                 sky=np.where(sky_seen, outcome.state.sky, np.nan), sky_err=errors.sky)
 
-# %% ../../nbs/49b_native.ipynb #c017
+# %% ../../nbs/49b_native.ipynb #c018
 def assemble(problem, start, rules, outcome, shown) -> FitResult:
     "Errors, quality and verdict on every source; the model has the light of the sources in `shown`."
     excess, ignored = excess_variance(problem, outcome.layout, outcome.state), ignored_pixels(outcome.layout, problem)
@@ -115,19 +115,19 @@ def assemble(problem, start, rules, outcome, shown) -> FitResult:
                      niters=outcome.niters, last_dlnp=outcome.gain, at_bound=at_bound, model=quality.model,
                      chi2_total=image_products(residual, residual), iterations=outcome.iterations, ignored=ignored)
 
-# %% ../../nbs/49b_native.ipynb #c019
+# %% ../../nbs/49b_native.ipynb #c020
 threadpools = lru_cache(maxsize=1)(ThreadpoolController)
 
-# %% ../../nbs/49b_native.ipynb #c021
+# %% ../../nbs/49b_native.ipynb #c022
 MANY_BANDS = 4
 
-# %% ../../nbs/49b_native.ipynb #c022
+# %% ../../nbs/49b_native.ipynb #c023
 def begin_at(problem: FitProblem, layout, rules, theta) -> np.ndarray:
     "Parameters at which the iterations begin: those after the head start, or the start parameters `theta` themselves."
     options, worthwhile = problem.options, len(problem.bands) >= MANY_BANDS and layout.free.any()
     return head_start(layout, rules, theta) if options.head_start and options.max_iters and worthwhile else theta
 
-# %% ../../nbs/49b_native.ipynb #c023
+# %% ../../nbs/49b_native.ipynb #c024
 def fit_planned(problem: FitProblem, pixels, prints, rough, shown) -> FitResult:
     """Fit all sources of a problem together on given footprints.
 
@@ -146,7 +146,7 @@ def fit_planned(problem: FitProblem, pixels, prints, rough, shown) -> FitResult:
     guess = begin_at(problem, layout, rules, start.theta)
     return assemble(problem, start, rules, optimise(problem, layout, rules, start.theta, *rough, guess), shown)
 
-# %% ../../nbs/49b_native.ipynb #c025
+# %% ../../nbs/49b_native.ipynb #c026
 def fit_in_pieces(problem: FitProblem, prints, rough, cubes, ignored) -> FitResult:
     "Cut the field, fit one piece after the other, join the results."
     height, width = problem.shape
@@ -157,7 +157,7 @@ def fit_in_pieces(problem: FitProblem, prints, rough, cubes, ignored) -> FitResu
         results.append(fit_planned(small, pixels, piece_prints(prints, piece), rough, piece.own))
     return join(problem, pieces, results, ignored)
 
-# %% ../../nbs/49b_native.ipynb #c026
+# %% ../../nbs/49b_native.ipynb #c027
 def fit(problem: FitProblem) -> FitResult:
     """Fit all sources of a problem in all bands at once.
 
@@ -178,7 +178,7 @@ def fit(problem: FitProblem) -> FitResult:
         del pixels
         return fit_in_pieces(problem, prints, rough, cubes, ignored)
 
-# %% ../../nbs/49b_native.ipynb #c041
+# %% ../../nbs/49b_native.ipynb #c042
 def fit_bands(problem: FitProblem) -> list[FitResult]:
     "Fit every band alone, each from the same start values; one result for each band, in the order of the bands."
     sources, out = problem.sources, []

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MARGIN', 'PER_SOURCE', 'split', 'Piece', 'make_pieces', 'take_sources', 'piece_problem', 'piece_prints', 'join']
 
-# %% ../../nbs/49a_pieces.ipynb #c002
+# %% ../../nbs/49a_pieces.ipynb #c003
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from .footprints import Footprint
+from .footprints import Footprint, overlapping_pairs
 from .problem import FitProblem, FitResult, Sources
 from .render import Window
 
-# %% ../../nbs/49a_pieces.ipynb #c006
+# %% ../../nbs/49a_pieces.ipynb #c007
 def _halves(index, region: Window, positions):
     "Two halves of the sources `index` in `region`, cut across its longer side."
     ny, nx = region.shape
@@ -27,7 +27,7 @@ def _halves(index, region: Window, positions):
     yield np.sort(index[order[:middle]]), replace(region, **{first: cut})
     yield np.sort(index[order[middle:]]), replace(region, **{second: cut})
 
-# %% ../../nbs/49a_pieces.ipynb #c007
+# %% ../../nbs/49a_pieces.ipynb #c008
 def split(x, y, frame: Window, limit: int) -> list[tuple[np.ndarray, Window]]:
     """Divide sources and frame into parts of at most `limit` sources.
 
@@ -46,23 +46,25 @@ def split(x, y, frame: Window, limit: int) -> list[tuple[np.ndarray, Window]]:
             waiting += reversed(list(_halves(index, region, positions)))
     return done
 
-# %% ../../nbs/49a_pieces.ipynb #c010
+# %% ../../nbs/49a_pieces.ipynb #c011
 MARGIN = 8
 
-# %% ../../nbs/49a_pieces.ipynb #c011
+# %% ../../nbs/49a_pieces.ipynb #c012
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A part of a field that is fitted on its own.
 
     members: indices of the sources in the fit, sorted; own: bool [members], those whose results are kept;
-    region: its share of the frame; window: the pixels of the fit.
+    region: its share of the frame; window: the pixels of the fit; foreign: bool, shape of the window, pixels under the
+    footprints of others.
     """
     members: np.ndarray
     own: np.ndarray
     region: Window
     window: Window
+    foreign: np.ndarray
 
-# %% ../../nbs/49a_pieces.ipynb #c012
+# %% ../../nbs/49a_pieces.ipynb #c013
 def _hull(windows, frame: Window, otherwise: Window) -> Window:
     "Rectangle around all windows that are not empty, grown by the margin; `otherwise` if there is none."
     sides = np.array([(w.x0, w.x1, w.y0, w.y1) for w in windows if not w.empty]).reshape(-1, 4)
@@ -71,35 +73,53 @@ def _hull(windows, frame: Window, otherwise: Window) -> Window:
     (x0, _, y0, _), (_, x1, _, y1) = sides.min(axis=0), sides.max(axis=0)
     return Window(int(x0) - MARGIN, int(x1) + MARGIN, int(y0) - MARGIN, int(y1) + MARGIN).clip(frame)
 
-# %% ../../nbs/49a_pieces.ipynb #c013
+# %% ../../nbs/49a_pieces.ipynb #c014
+def _under(windows, window: Window) -> np.ndarray:
+    "Pixels of `window` that are in one of the `windows`, bool."
+    out = np.zeros(window.shape, bool)
+    for part in (w.clip(window) for w in windows):
+        if not part.empty:
+            out[part.within(window)] = True
+    return out
+
+# %% ../../nbs/49a_pieces.ipynb #c015
 def make_pieces(sources, prints, frame: Window, limit: int) -> list[Piece]:
-    "Pieces of at most `limit` own sources, with all guests whose footprints touch their windows."
-    out = []
+    "Pieces of at most `limit` own sources, with all guests whose footprints overlap theirs."
+    out, (one, two) = [], overlapping_pairs([f.window for f in prints]).T
     for index, region in split(sources.x, sources.y, frame, limit):
         window = _hull([prints[s].window for s in index], frame, region)
         mine = np.isin(np.arange(len(prints)), index)
-        members = np.flatnonzero(mine | [not f.window.clip(window).empty for f in prints])
-        out.append(Piece(members, mine[members], region, window))
+        taken = mine.copy()
+        taken[two[mine[one]]] = taken[one[mine[two]]] = True
+        members, others = np.flatnonzero(taken), [prints[s].window for s in np.flatnonzero(~taken)]
+        out.append(Piece(members, mine[members], region, window, _under(others, window)))
     return out
 
-# %% ../../nbs/49a_pieces.ipynb #c016
+# %% ../../nbs/49a_pieces.ipynb #c018
 def take_sources(sources: Sources, index) -> Sources:
     "The sources `index` of `sources`."
     values = {f.name: getattr(sources, f.name) for f in fields(Sources)}
     return Sources(**{name: value if value is None else np.asarray(value)[index] for name, value in values.items()})
 
-# %% ../../nbs/49a_pieces.ipynb #c017
+# %% ../../nbs/49a_pieces.ipynb #c019
+def _centre_seen(x, y, foreign) -> np.ndarray:
+    "Whether the pixel at each place is in the image and not `foreign`, bool [S]; False for places that are no numbers."
+    (height, width), out = foreign.shape, np.zeros(len(x), bool)
+    inside = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
+    out[inside] = ~foreign[np.rint(y[inside]).astype(int), np.rint(x[inside]).astype(int)]
+    return out
+
+# %% ../../nbs/49a_pieces.ipynb #c020
 def piece_problem(problem: FitProblem, piece: Piece) -> FitProblem:
     "The pixels and sources of a piece as a problem of its own."
-    w, height, width = piece.window, *piece.window.shape
-    members = take_sources(problem.sources, piece.members)
+    w, members = piece.window, take_sources(problem.sources, piece.members)
     x, y = members.x - w.x0, members.y - w.y0
-    inside = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
-    held = {name: getattr(members, name) | ~(piece.own | inside) for name in ("fix_position", "fix_size", "fix_shape", "fix_n")}
-    bands = tuple(replace(band, image=band.image[w.slices], invvar=band.invvar[w.slices], psf=band.psf.moved(w.x0, w.y0)) for band in problem.bands)
+    held = {name: getattr(members, name) | ~(piece.own | _centre_seen(x, y, piece.foreign)) for name in ("fix_position", "fix_size", "fix_shape", "fix_n")}
+    bands = tuple(replace(band, image=band.image[w.slices], invvar=np.where(piece.foreign, 0, band.invvar[w.slices]), psf=band.psf.moved(w.x0, w.y0))
+                  for band in problem.bands)
     return FitProblem(bands, replace(members, x=x, y=y, **held), problem.options)
 
-# %% ../../nbs/49a_pieces.ipynb #c018
+# %% ../../nbs/49a_pieces.ipynb #c021
 def piece_prints(prints, piece: Piece) -> list[Footprint]:
     "Footprints of the members of a piece in its own coordinates."
     w, out = piece.window, []
@@ -109,7 +129,7 @@ def piece_prints(prints, piece: Piece) -> list[Footprint]:
         out.append(replace(f, window=moved, x=f.x - w.x0, y=f.y - w.y0))
     return out
 
-# %% ../../nbs/49a_pieces.ipynb #c021
+# %% ../../nbs/49a_pieces.ipynb #c024
 def _gathered(name, pieces, results, count):
     "One per-source field of all results in the order of the whole problem."
     first = getattr(results[0], name)
@@ -120,11 +140,11 @@ def _gathered(name, pieces, results, count):
         out[piece.members[piece.own]] = getattr(result, name)[piece.own]
     return out
 
-# %% ../../nbs/49a_pieces.ipynb #c022
+# %% ../../nbs/49a_pieces.ipynb #c025
 PER_SOURCE = ("x", "y", "re", "ab", "theta", "n", "x_err", "y_err", "re_err", "ab_err", "theta_err", "n_err", "flux", "flux_err",
               "flux_err_cond", "chi2", "npix", "fracflux", "fracmasked", "flags", "status", "niters", "last_dlnp", "source_sky", "flux_cov")
 
-# %% ../../nbs/49a_pieces.ipynb #c023
+# %% ../../nbs/49a_pieces.ipynb #c026
 def _mean_sky(pieces, results) -> tuple[np.ndarray, np.ndarray]:
     "Sky and its error in each band from those of the pieces; each counts with its share of the frame. NaN and inf without data."
     share = np.array([np.prod(p.region.shape) / np.prod(p.window.shape) for p in pieces])[:, None]
@@ -134,7 +154,7 @@ def _mean_sky(pieces, results) -> tuple[np.ndarray, np.ndarray]:
     safe = np.where(known, total, 1)
     return np.where(known, np.sum(info * sky, axis=0) / safe, np.nan), np.where(known, 1 / np.sqrt(safe), np.inf)
 
-# %% ../../nbs/49a_pieces.ipynb #c024
+# %% ../../nbs/49a_pieces.ipynb #c027
 def _whole_model(problem, pieces, results) -> np.ndarray:
     "Model images [B, H, W] of the whole field; the models of the pieces have the light of their own sources only."
     model = np.zeros((len(problem.bands), *problem.shape), np.float32)
@@ -144,7 +164,7 @@ def _whole_model(problem, pieces, results) -> np.ndarray:
         model[piece.region.slices] += sky
     return model
 
-# %% ../../nbs/49a_pieces.ipynb #c025
+# %% ../../nbs/49a_pieces.ipynb #c028
 def _all_ignored(pieces, results, ignored) -> np.ndarray:
     "Pixels ignored from the beginning, and those that the piece in whose region they are came to ignore, bool [H, W]."
     out = ignored.copy()
@@ -154,13 +174,13 @@ def _all_ignored(pieces, results, ignored) -> np.ndarray:
             out[part.slices] |= result.ignored[part.within(piece.window)]
     return out
 
-# %% ../../nbs/49a_pieces.ipynb #c026
+# %% ../../nbs/49a_pieces.ipynb #c029
 def _total_chi2(problem, model, ignored) -> np.ndarray:
     "Chi-square of all good pixels of each band, in units of the sky noise."
     return np.array([np.einsum("ij,ij,ij->", r, r, band.invvar, dtype=float)
                      for band, r in ((band, (band.image - m) * ~ignored) for band, m in zip(problem.bands, model))])
 
-# %% ../../nbs/49a_pieces.ipynb #c027
+# %% ../../nbs/49a_pieces.ipynb #c030
 def join(problem: FitProblem, pieces, results, ignored) -> FitResult:
     "Result of the whole problem from those of its pieces; `ignored` [H, W]: pixels ignored from the beginning."
     count = len(problem.sources)
