@@ -10,7 +10,7 @@ __all__ = ['MOST_NODES', 'NOT_YAML', 'REMOVED', 'CATALOG_SUFFIXES', 'Findings', 
            'is_other_python', 'config_warnings', 'plain_values', 'to_yaml', 'key_lines', 'section_lines', 'template',
            'dump_config', 'snapshot_text', 'write_new', 'snapshot']
 
-# %% ../nbs/00b_configfile.ipynb #c002
+# %% ../nbs/00b_configfile.ipynb #c003
 import difflib
 import math
 import os
@@ -28,11 +28,11 @@ from pydantic import ValidationError
 
 from . import __version__
 from .config import Config
-from .errors import UserError, list_some
+from .errors import UserError, list_some, one_line
 from .files import make_folder, write_text, writing
 from .keys import KeyInfo, Section, describe_keys
 
-# %% ../nbs/00b_configfile.ipynb #c005
+# %% ../nbs/00b_configfile.ipynb #c006
 @dataclass
 class Findings:
     "Problems of the configuration file `path`, whose keys stand on `lines`."
@@ -44,14 +44,14 @@ class Findings:
         "Note a problem with `key`; `text` says what is wrong and what would be right."
         line = line or self.lines.get(key)
         where = f"{self.path.name} line {line}" if line else self.path.name
-        self.found.append((line or sys.maxsize, f"{where}: {key}{text}"))
+        self.found.append((line or sys.maxsize, one_line(f"{where}: {key}{text}")))
 
     def raise_if_any(self) -> None:
         "Raise one `UserError` with all problems, a line each, in the order of the file."
         if self.found:
             raise UserError("\n".join(dict.fromkeys(text for _, text in sorted(self.found, key=lambda item: item[0]))))
 
-# %% ../nbs/00b_configfile.ipynb #c009
+# %% ../nbs/00b_configfile.ipynb #c010
 MOST_NODES = 10_000
 
 
@@ -71,7 +71,7 @@ def compose(loader: yaml.SafeLoader) -> yaml.Node | None:
         raise yaml.YAMLError(f"aliases that stand for more than {MOST_NODES} values, or for themselves")
     return node
 
-# %% ../nbs/00b_configfile.ipynb #c011
+# %% ../nbs/00b_configfile.ipynb #c012
 def note_keys(node: yaml.Node, findings: Findings, prefix: str = "") -> None:
     "Note the line of every key below `node`, and every key that appears twice in one mapping."
     if not isinstance(node, yaml.MappingNode):
@@ -84,12 +84,12 @@ def note_keys(node: yaml.Node, findings: Findings, prefix: str = "") -> None:
         findings.lines[dotted] = line
         note_keys(value, findings, f"{dotted}.")
 
-# %% ../nbs/00b_configfile.ipynb #c012
+# %% ../nbs/00b_configfile.ipynb #c013
 def plain(value):
     "`value` with the keys of all mappings as text."
     return {str(k): plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../nbs/00b_configfile.ipynb #c013
+# %% ../nbs/00b_configfile.ipynb #c014
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -114,7 +114,7 @@ def parse_yaml(text: str, findings: Findings) -> dict:
                         "expected sections such as 'inputs:' with keys below them")
     return plain(raw or {})
 
-# %% ../nbs/00b_configfile.ipynb #c015
+# %% ../nbs/00b_configfile.ipynb #c016
 def read_text(path: Path) -> str:
     "The text of the configuration file."
     try:
@@ -128,7 +128,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}); "
                         "give a readable YAML file with --config") from error
 
-# %% ../nbs/00b_configfile.ipynb #c017
+# %% ../nbs/00b_configfile.ipynb #c018
 REMOVED = {
     "crop.overlay_catalog": "is now overlay.enabled; rename it",
     "crop.overlay_downsample_full": "is now overlay.downsample_full; rename it",
@@ -140,7 +140,7 @@ REMOVED = {
     "merge.wcs_fits": "was removed, wcs.fits in work_dir is always used; delete the key",
 }
 
-# %% ../nbs/00b_configfile.ipynb #c018
+# %% ../nbs/00b_configfile.ipynb #c019
 def section_at(names) -> type[Section]:
     "The class of the section that `names` lead to; the whole configuration for none."
     section = Config
@@ -148,12 +148,12 @@ def section_at(names) -> type[Section]:
         section = type(section.model_fields[name].default)
     return section
 
-# %% ../nbs/00b_configfile.ipynb #c019
+# %% ../nbs/00b_configfile.ipynb #c020
 def nearest(name: str, names) -> str | None:
     "The most similar of `names`, if one is similar at all."
     return next(iter(difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)), None)
 
-# %% ../nbs/00b_configfile.ipynb #c020
+# %% ../nbs/00b_configfile.ipynb #c021
 def suggestion(parents: tuple, name: str) -> str:
     "The cure for the unknown key `name` in the section that `parents` lead to."
     known = [info.key for info in describe_keys(Config)]
@@ -167,13 +167,13 @@ def suggestion(parents: tuple, name: str) -> str:
         return f"did you mean {leaves[close]}?"
     return f"known here: {list_some(siblings, 20)}"
 
-# %% ../nbs/00b_configfile.ipynb #c022
+# %% ../nbs/00b_configfile.ipynb #c023
 def unknown_key(names: tuple) -> str:
     "What to say about the unknown key that `names` lead to."
     gone = REMOVED.get(".".join(names))
     return f" {gone}" if gone else f" is unknown; {suggestion(names[:-1], names[-1])}"
 
-# %% ../nbs/00b_configfile.ipynb #c025
+# %% ../nbs/00b_configfile.ipynb #c026
 def dig(raw: dict, dotted: str, default=None):
     "The value at a dotted key of nested mappings, or `default`."
     for name in dotted.split("."):
@@ -182,20 +182,20 @@ def dig(raw: dict, dotted: str, default=None):
         raw = raw[name]
     return raw
 
-# %% ../nbs/00b_configfile.ipynb #c027
+# %% ../nbs/00b_configfile.ipynb #c028
 def show(value) -> str:
     "`value` as it was given, shortened when it is long."
     text = str(value) if isinstance(value, Path) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
-# %% ../nbs/00b_configfile.ipynb #c028
+# %% ../nbs/00b_configfile.ipynb #c029
 def key_of(error: dict, known: dict[str, KeyInfo]) -> str:
     "The dotted key that a validation error is about."
     names = [str(part) for part in error["loc"]]
     ends = range(1, len(names) + 1)
     return next((key for end in ends if (key := ".".join(names[:end])) in known), ".".join(names))
 
-# %% ../nbs/00b_configfile.ipynb #c029
+# %% ../nbs/00b_configfile.ipynb #c030
 def describe_error(error: dict, key: str, known: dict[str, KeyInfo], raw: dict) -> str:
     "What a validation error means for the user."
     if error["type"] == "extra_forbidden":
@@ -207,7 +207,7 @@ def describe_error(error: dict, key: str, known: dict[str, KeyInfo], raw: dict) 
         return f" is {value}; {error['ctx']['error']}"
     return f" is {value}; expected {known[key].type}"
 
-# %% ../nbs/00b_configfile.ipynb #c030
+# %% ../nbs/00b_configfile.ipynb #c031
 def validate(raw: dict, findings: Findings) -> Config | None:
     "The configuration in `raw`; every error goes to `findings`, and then there is none."
     known = {info.key: info for info in describe_keys(Config)}
@@ -218,18 +218,18 @@ def validate(raw: dict, findings: Findings) -> Config | None:
             key = key_of(item, known)
             findings.add(key, describe_error(item, key, known, raw))
 
-# %% ../nbs/00b_configfile.ipynb #c034
+# %% ../nbs/00b_configfile.ipynb #c035
 def is_placeholder(value) -> bool:
     "Whether a path still is one of the template's examples."
     return re.match(r"(\./|/)?path/to/", str(value)) is not None
 
-# %% ../nbs/00b_configfile.ipynb #c035
+# %% ../nbs/00b_configfile.ipynb #c036
 def wants_gaia(raw: dict) -> bool:
     "Whether anything in the raw configuration uses the Gaia table."
     stars = dig(raw, "epsf.use_gaiaxp", True) is not False and str(dig(raw, "epsf.psfstar_mode")).lower() != "sep"
     return dig(raw, "zp.enabled", True) is not False or stars
 
-# %% ../nbs/00b_configfile.ipynb #c036
+# %% ../nbs/00b_configfile.ipynb #c037
 def check_placeholders(raw: dict, findings: Findings) -> None:
     "Note all paths that were not set."
     for info in describe_keys(Config):
@@ -240,12 +240,12 @@ def check_placeholders(raw: dict, findings: Findings) -> None:
         none = ", or to null for no Gaia table" if gaia else ""
         findings.add(info.key, f" is still '{value}'; set it to your file or folder{none}")
 
-# %% ../nbs/00b_configfile.ipynb #c039
+# %% ../nbs/00b_configfile.ipynb #c040
 def absolute(base: Path, path: Path) -> Path:
     "`path`, seen from `base`, absolute and without symbolic links."
     return (base / os.path.expanduser(path)).resolve()
 
-# %% ../nbs/00b_configfile.ipynb #c040
+# %% ../nbs/00b_configfile.ipynb #c041
 def resolve_paths(cfg: Config, base: Path) -> Config:
     "`cfg` with all paths absolute; `base` is the folder of its file."
     homes = {"config": base, "work_dir": absolute(base, cfg.outputs.work_dir)}
@@ -257,7 +257,7 @@ def resolve_paths(cfg: Config, base: Path) -> Config:
             updates.setdefault(section, {})[name] = absolute(homes[info.facts["inside"]], value)
     return cfg.model_copy(update={name: getattr(cfg, name).model_copy(update=new) for name, new in updates.items()})
 
-# %% ../nbs/00b_configfile.ipynb #c043
+# %% ../nbs/00b_configfile.ipynb #c044
 def override(raw: dict, dotted: str, value) -> None:
     "Set the value at a dotted key of nested mappings."
     name, _, rest = dotted.partition(".")
@@ -267,7 +267,7 @@ def override(raw: dict, dotted: str, value) -> None:
         raw[name] = inner
         override(inner, rest, value)
 
-# %% ../nbs/00b_configfile.ipynb #c045
+# %% ../nbs/00b_configfile.ipynb #c046
 def make_config(raw: dict, base: Path, findings: Findings) -> Config:
     "The configuration in the nested mapping `raw`, with paths seen from `base`."
     cfg = validate(raw, findings)
@@ -277,7 +277,7 @@ def make_config(raw: dict, base: Path, findings: Findings) -> Config:
         cfg = cfg.model_copy(update={"inputs": cfg.inputs.model_copy(update={"gaiaxp_synphot_csv": None})})
     return resolve_paths(cfg, base)
 
-# %% ../nbs/00b_configfile.ipynb #c046
+# %% ../nbs/00b_configfile.ipynb #c047
 def load_config(path: Path | str, overrides: dict | None = None) -> Config:
     """Read and check a configuration file.
 
@@ -301,7 +301,7 @@ def load_config(path: Path | str, overrides: dict | None = None) -> Config:
     cfg._source = path
     return cfg
 
-# %% ../nbs/00b_configfile.ipynb #c052
+# %% ../nbs/00b_configfile.ipynb #c053
 def changed_keys(cfg: Config, fact: str) -> list[tuple[KeyInfo, object]]:
     "Options with a `fact` that were changed, with their values."
     found = []
@@ -313,12 +313,12 @@ def changed_keys(cfg: Config, fact: str) -> list[tuple[KeyInfo, object]]:
             found.append((info, value))
     return found
 
-# %% ../nbs/00b_configfile.ipynb #c053
+# %% ../nbs/00b_configfile.ipynb #c054
 def legacy_warnings(cfg: Config) -> list[str]:
     "One line for each option that was changed although it will never have an effect."
     return [f"{info.key} is {str(value)!r}; {info.facts['legacy']}" for info, value in changed_keys(cfg, "legacy")]
 
-# %% ../nbs/00b_configfile.ipynb #c055
+# %% ../nbs/00b_configfile.ipynb #c056
 def is_other_python(name: str | None) -> bool:
     "Whether `name` is an interpreter other than the running one."
     if name in (None, "python"):
@@ -327,10 +327,10 @@ def is_other_python(name: str | None) -> bool:
     running = Path(sys.executable)
     return found is None or Path(found).parent.resolve() != running.parent.resolve() or not running.samefile(found)
 
-# %% ../nbs/00b_configfile.ipynb #c057
+# %% ../nbs/00b_configfile.ipynb #c058
 CATALOG_SUFFIXES = (".csv", ".ecsv", ".fits", ".parquet")
 
-# %% ../nbs/00b_configfile.ipynb #c058
+# %% ../nbs/00b_configfile.ipynb #c059
 def config_warnings(cfg: Config) -> list[str]:
     "Everything in a valid configuration that its author should hear about, a line each."
     lines = legacy_warnings(cfg)
@@ -344,7 +344,7 @@ def config_warnings(cfg: Config) -> list[str]:
                      f"other formats need one of {', '.join(CATALOG_SUFFIXES)}")
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c061
+# %% ../nbs/00b_configfile.ipynb #c062
 def plain_values(value):
     "`value` as YAML has it: paths as text, sections as mappings, tuples as lists."
     if isinstance(value, Section):
@@ -353,12 +353,12 @@ def plain_values(value):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
-# %% ../nbs/00b_configfile.ipynb #c062
+# %% ../nbs/00b_configfile.ipynb #c063
 def to_yaml(cfg: Config) -> str:
     "The configuration in effect as YAML, every key written out."
     return yaml.safe_dump(plain_values(cfg), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
 
-# %% ../nbs/00b_configfile.ipynb #c063
+# %% ../nbs/00b_configfile.ipynb #c064
 def key_lines(info: KeyInfo, indent: str) -> list[str]:
     "The lines of one key in the template."
     unit = "" if info.unit == "-" else f"; {info.unit}"
@@ -368,7 +368,7 @@ def key_lines(info: KeyInfo, indent: str) -> list[str]:
                    initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
     return [*comment, f"{indent}{value}"]
 
-# %% ../nbs/00b_configfile.ipynb #c064
+# %% ../nbs/00b_configfile.ipynb #c065
 def section_lines(section: type[Section], prefix: str = "") -> list[str]:
     "The lines of a section in the template."
     indent, lines = "  " * (prefix.count(".")), []
@@ -381,14 +381,14 @@ def section_lines(section: type[Section], prefix: str = "") -> list[str]:
             lines += ["", f"{indent}# {inner.__doc__}", f"{indent}{name}:", *section_lines(inner, f"{prefix}{name}.")]
     return lines
 
-# %% ../nbs/00b_configfile.ipynb #c065
+# %% ../nbs/00b_configfile.ipynb #c066
 def template() -> str:
     "A configuration file with every key at its default, explained."
     head = ["# Configuration of tract7dt. Every key is shown with its default; keys you do not need may be left out.",
             "# Relative paths start at the folder of this file, those of products at outputs.work_dir."]
     return "\n".join([*head, *section_lines(Config)]) + "\n"
 
-# %% ../nbs/00b_configfile.ipynb #c068
+# %% ../nbs/00b_configfile.ipynb #c069
 def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> Path:
     "Write the template to `out`; an existing file is kept unless `force`."
     out = absolute(Path.cwd(), Path(out))
@@ -399,7 +399,7 @@ def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> 
     write_text(out, template())
     return out
 
-# %% ../nbs/00b_configfile.ipynb #c071
+# %% ../nbs/00b_configfile.ipynb #c072
 def snapshot_text(cfg: Config) -> str:
     "The configuration in effect as a file, with the program's version and the file that the user wrote."
     origin = f"\n# Read from {cfg.source}" if cfg.source else ""
