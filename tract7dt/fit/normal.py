@@ -78,6 +78,8 @@ def _flat(stack, part) -> np.ndarray:
 def band_products(left, right) -> np.ndarray:
     "`left[b] @ right[b].T` for all bands; from [B, c, pixels] and [B, d, pixels] to [B, c, d]."
     (bands, c, pixels), d = left.shape, right.shape[1]
+    if bands == 1:
+        return left @ right.transpose(0, 2, 1)
     even = bands - bands % 2
     out = np.empty((bands, c, d), np.float32)
     both = left[:even].reshape(-1, 2 * c, pixels) @ right[:even].reshape(-1, 2 * d, pixels).transpose(0, 2, 1)
@@ -91,8 +93,11 @@ def pair_block(layout, left, right, k) -> np.ndarray:
     "Products of the stacks of pair k, the one from `left`, the other from `right`, where they overlap; padded, float64 [B, 7, 7]."
     (i, j), (in_one, in_other) = layout.pairs[k], layout.overlaps[k]
     product = band_products(_flat(left[i], in_one), _flat(right[j], in_other))
-    out = np.zeros((len(product), 7, 7))
-    out[:, layout.components[i][:, None], layout.components[j]] = product
+    rows, columns, out = layout.components[i], layout.components[j], np.zeros((len(product), 7, 7))
+    if rows[-1] < len(rows) and columns[-1] < len(columns):
+        out[:, :len(rows), :len(columns)] = product
+    else:
+        out[:, rows[:, None], columns] = product
     return out
 
 # %% ../../nbs/46_normal.ipynb #c015
