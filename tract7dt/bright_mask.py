@@ -6,7 +6,7 @@
 __all__ = ['log', 'BACKGROUND_MESH', 'SMALLEST_STACK', 'SUB_OBJECTS', 'GALAXY_EXTENT', 'subtract_background', 'make_room',
            'detect', 'belongs_to_row', 'paint_ellipses', 'on_mask', 'mask_bright_sources', 'write_bright_mask']
 
-# %% ../nbs/21_bright_mask.ipynb #c002
+# %% ../nbs/21_bright_mask.ipynb #c003
 import logging
 from dataclasses import replace
 
@@ -22,10 +22,10 @@ from .files import Layout, atomic_path
 from .sky import Box
 from .tile import Tile
 
-# %% ../nbs/21_bright_mask.ipynb #c002b
+# %% ../nbs/21_bright_mask.ipynb #c004
 log = logging.getLogger("tract7dt.bright_mask")
 
-# %% ../nbs/21_bright_mask.ipynb #c005
+# %% ../nbs/21_bright_mask.ipynb #c008
 BACKGROUND_MESH = 128
 SMALLEST_STACK = 1_000_000
 SUB_OBJECTS = 20_000
@@ -34,7 +34,7 @@ SUB_OBJECTS = 20_000
 def subtract_background(white: np.ndarray, empty: np.ndarray) -> np.ndarray:
     "The white image without its background, 0 where `empty`."
     image = np.where(empty, np.float32(0), white)
-    image = image - sep.Background(image, mask=empty, bw=BACKGROUND_MESH, bh=BACKGROUND_MESH).back(dtype=np.float32)
+    image -= sep.Background(image, mask=empty, bw=BACKGROUND_MESH, bh=BACKGROUND_MESH).back(dtype=np.float32)
     image[empty] = 0
     return image
 
@@ -68,7 +68,7 @@ def detect(white: np.ndarray, sigma: np.ndarray, settings) -> pd.DataFrame:
                         deblend_cont=settings.deblend_cont, clean=settings.clean, clean_param=settings.clean_param)
     return pd.DataFrame({name: found[name].astype(float) for name in ("x", "y", "a", "b", "theta")})
 
-# %% ../nbs/21_bright_mask.ipynb #c008
+# %% ../nbs/21_bright_mask.ipynb #c011
 GALAXY_EXTENT = 2.0
 
 
@@ -115,7 +115,7 @@ def _in_ellipse(offset: np.ndarray, a, b, theta) -> np.ndarray:
     return np.hypot(np.divide(along, a, where=a > 0, out=np.full_like(along, np.inf)),
                     np.divide(across, b, where=b > 0, out=np.full_like(across, np.inf))) <= 1
 
-# %% ../nbs/21_bright_mask.ipynb #c012
+# %% ../nbs/21_bright_mask.ipynb #c015
 def paint_ellipses(shape: tuple[int, int], found: pd.DataFrame, settings) -> np.ndarray:
     "bool [H, W]: filled ellipses of detections, `ellipse_scale` times their axes, grown by `dilate_pix`."
     mask = np.zeros(shape, bool)
@@ -135,7 +135,7 @@ def on_mask(mask: np.ndarray, x, y) -> np.ndarray:
     touched[inside] = mask[y[inside].astype(int), x[inside].astype(int)]
     return touched
 
-# %% ../nbs/21_bright_mask.ipynb #c014
+# %% ../nbs/21_bright_mask.ipynb #c017
 def mask_bright_sources(tile: Tile, cfg) -> Tile:
     """Mask bright sources on the white stack that belong to no active row of the catalog.
 
@@ -163,7 +163,7 @@ def mask_bright_sources(tile: Tile, cfg) -> Tile:
              (~found["matched"]).sum(), mask.sum(), 100 * mask.mean(), affected.sum())
     return replace(tile, bright_mask=mask, bright_sources=found, catalog=tile.catalog.assign(affected_by_bright_mask=affected))
 
-# %% ../nbs/21_bright_mask.ipynb #c021
+# %% ../nbs/21_bright_mask.ipynb #c024
 def write_bright_mask(tile: Tile, layout: Layout) -> None:
     "Write `bright_mask/white_bright_mask.fits`; nothing is written without a mask."
     if tile.bright_mask is None:

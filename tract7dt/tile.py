@@ -8,7 +8,7 @@ __all__ = ['log', 'STRIP_ROWS', 'BYTES_PER_STRIP_PIXEL', 'Tile', 'add_bright', '
            'exclusion', 'add_state', 'drop_result_columns', 'check_overlap', 'check_inputs', 'calibrate_weights',
            'warn_of_zipped', 'check_pixels', 'load_inputs', 'write_wcs', 'TileState', 'save_state', 'load_state']
 
-# %% ../nbs/12_tile.ipynb #c002
+# %% ../nbs/12_tile.ipynb #c003
 import json
 import logging
 import time
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,10 @@ from .machine import available_cpus, memory_bound_gb, worker_count
 from .sky import Box, to_pixels, to_sky
 from .text_tables import typed
 
-# %% ../nbs/12_tile.ipynb #c002b
+# %% ../nbs/12_tile.ipynb #c004
 log = logging.getLogger("tract7dt.tile")
 
-# %% ../nbs/12_tile.ipynb #c005
+# %% ../nbs/12_tile.ipynb #c008
 @dataclass(frozen=True, repr=False)
 class Tile:
     """A field: bands, white image, catalog.
@@ -132,14 +133,14 @@ class Tile:
         from tract7dt.plots.field import white_overlay
         return shown(white_overlay(self, max(1, max((box or Box.of_shape(self.shape)).shape) // 1500), box))
 
-# %% ../nbs/12_tile.ipynb #c006
+# %% ../nbs/12_tile.ipynb #c009
 def add_bright(mask: np.ndarray, bright: np.ndarray, box: Box) -> None:
     "Set `MaskBit.BRIGHT` in the mask of a section; `bright` covers the working frame."
     inside = box.clip(Box.of_shape(bright.shape))
     if not inside.is_empty:
         mask[inside.shift(-box.x0, -box.y0).slices] |= bright[inside.slices] * np.uint8(MaskBit.BRIGHT)
 
-# %% ../nbs/12_tile.ipynb #c009
+# %% ../nbs/12_tile.ipynb #c012
 STRIP_ROWS = 256
 BYTES_PER_STRIP_PIXEL = 60
 
@@ -198,7 +199,7 @@ def stack_workers(performance, shape: tuple[int, int]) -> int:
     fitting = max(1, int(memory_bound_gb(performance.max_memory_gb) / 4 / strip_gb))
     return min(fitting, worker_count(performance.white_stack_workers, len(strips(shape))))
 
-# %% ../nbs/12_tile.ipynb #c014
+# %% ../nbs/12_tile.ipynb #c017
 def near_pixels(mask: np.ndarray, x, y, radius: float) -> np.ndarray:
     """Whether a pixel of `mask` lies within `radius` of the pixel nearest to each position; False for NaN positions.
 
@@ -226,7 +227,7 @@ def _surrounded(mask: np.ndarray) -> np.ndarray:
     inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return inner
 
-# %% ../nbs/12_tile.ipynb #c017
+# %% ../nbs/12_tile.ipynb #c020
 def near_saturation(bands, saturated: np.ndarray, x, y, cut) -> np.ndarray:
     """Which positions are too close to saturated pixels.
 
@@ -250,7 +251,7 @@ def saturated_pixels(band: Band) -> np.ndarray:
     "bool [H, W]: saturated pixels of the working frame of one band."
     return np.concatenate([(band.read(box).mask & np.uint8(MaskBit.SATURATED)) != 0 for box in strips(band.crop.shape)])
 
-# %% ../nbs/12_tile.ipynb #c020
+# %% ../nbs/12_tile.ipynb #c023
 def locate(table: pd.DataFrame, bands) -> tuple[np.ndarray, np.ndarray]:
     "Positions (x, y) of all rows in the working frame; NaN where there is none."
     valid = valid_coordinates(table["RA"], table["DEC"])
@@ -284,7 +285,7 @@ def drop_result_columns(table: pd.DataFrame, bands, path: Path) -> pd.DataFrame:
         log.warning("%s: columns named like results are replaced: %s; rename yours to keep them", path, list_some(clashes))
     return table.drop(columns=clashes)
 
-# %% ../nbs/12_tile.ipynb #c023
+# %% ../nbs/12_tile.ipynb #c026
 def check_overlap(table: pd.DataFrame, bands, path, problems: Problems) -> None:
     "An error when no row of the catalog lies in the working frame."
     x, y = locate(table, bands)
@@ -319,11 +320,12 @@ def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, 
 
 
 def warn_of_zipped(bands, problems: Problems) -> None:
-    "A warning about images in gzip files: a strip of rows cannot be read without unpacking all of them."
-    zipped = [image.path.name for band in bands for image in (band.source, band.weight) if image is not None and image.zipped]
+    "A warning about the temporary files that images in gzip files need: no part of them can be read without unpacking all before it."
+    zipped = [image for band in bands for image in (band.source, band.weight) if image is not None and image.zipped]
     if zipped:
-        problems.warn(f"{list_some(zipped)}: gzip files are unpacked again for every strip of rows that is read; "
-                      "unpack them once (gunzip), or use tile-compressed FITS (fpack)")
+        gigabytes = sum(4e-9 * image.shape[0] * image.shape[1] for image in zipped)
+        problems.warn(f"{list_some(image.path.name for image in zipped)}: gzip files are unpacked into temporary files, about {gigabytes:.1f} GB "
+                      f"in {gettempdir()}; use plain or tile-compressed FITS (fpack) if that is too much, or set TMPDIR")
 
 
 def check_pixels(bands, finite: np.ndarray) -> None:
@@ -334,7 +336,7 @@ def check_pixels(bands, finite: np.ndarray) -> None:
             problems.error(f"{band.path}: no finite pixel in the working frame; replace or drop the image of band {band.name}")
     problems.raise_if_any()
 
-# %% ../nbs/12_tile.ipynb #c024
+# %% ../nbs/12_tile.ipynb #c027
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
 
@@ -374,7 +376,7 @@ def _report(bands, stack: Stack, table: pd.DataFrame, seconds) -> None:
              ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())) or "none")
     log.info("time: checks %.2f s, white stack %.2f s, saturation %.2f s, total %.2f s", *seconds, seconds.sum())
 
-# %% ../nbs/12_tile.ipynb #c030
+# %% ../nbs/12_tile.ipynb #c033
 def write_wcs(tile: Tile, layout: Layout) -> None:
     "Write the WCS of the working frame as the header of a 1 x 1 image."
     hdus = tile.wcs.to_fits(relax=True)
@@ -382,7 +384,7 @@ def write_wcs(tile: Tile, layout: Layout) -> None:
     with atomic_path(layout.wcs_fits) as path:
         hdus.writeto(path)
 
-# %% ../nbs/12_tile.ipynb #c033
+# %% ../nbs/12_tile.ipynb #c036
 @dataclass(frozen=True)
 class TileState:
     "What is left of a tile when its pixels are not needed any more; see `Tile` for the fields."

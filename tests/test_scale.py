@@ -1,0 +1,226 @@
+"""Large tiles: images however others wrote them, memory that does not grow with bands, workers that die."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+from small_inputs import Field, header, rows_at
+
+from tract7dt import frames, payload, run
+from tract7dt.files import Layout
+from tract7dt.frames import locate_image
+from tract7dt.patches import build_patches
+from tract7dt.payload import build_patch_inputs
+from tract7dt.sky import Box
+from tract7dt.tile import load_inputs
+
+SHAPE = (120, 160)
+QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=3, final_psf_size=15), source_saturation_cut=dict(enabled=False))
+
+
+def counts():
+    """Whole numbers, some of them without a value, so that integers of every kind hold them exactly."""
+    values = np.random.default_rng(3).integers(1, 1200, SHAPE).astype(float)
+    values[10:14, 20:30] = np.nan
+    return values
+
+
+def as_float(path, dtype):
+    fits.writeto(path, counts().astype(dtype), header(SHAPE))
+
+
+def as_integers(path, blank=-32768, **scale):
+    """Scaled 16-bit integers with BLANK; physical values are those of `counts`."""
+    zero, step = scale.get("bzero", 0), scale.get("bscale", 1)
+    raw = np.where(np.isnan(counts()), blank, np.round((counts() - zero) / step)).astype(">i2")
+    hdu = fits.PrimaryHDU(raw, header(SHAPE))
+    hdu.header.update({"BLANK": blank} | {key.upper(): value for key, value in scale.items()})
+    hdu.writeto(path)
+
+
+def as_extension(path, dtype="f4"):
+    """An empty primary HDU that holds some of the cards, a table, and the image."""
+    cards, first = header(SHAPE), fits.Header()
+    for name in ("ZP_AUTO", "FILTER"):
+        first[name] = cards.pop(name)
+    fits.HDUList([fits.PrimaryHDU(header=first), fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])]),
+                  fits.ImageHDU(counts().astype(dtype), cards)]).writeto(path)
+
+
+def as_tiles(path, kind):
+    """Tile-compressed by each of the usual methods, without loss."""
+    if kind == "RICE_1":
+        hdu = fits.CompImageHDU(np.where(np.isnan(counts()), -32768, (counts() - 50) * 2).astype("i2"), header(SHAPE), compression_type=kind)
+        hdu.header.update({"BLANK": -32768, "BZERO": 50.0, "BSCALE": 0.5})
+    else:
+        hdu = fits.CompImageHDU(counts().astype("f4"), header(SHAPE), compression_type=kind, quantize_level=0)
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+
+
+def zipped(path, write, *values, **options):
+    plain = path.with_name(f"plain_{path.stem}")
+    write(plain, *values, **options)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+
+
+WRITTEN = {
+    "float64.fits": (as_float, ">f8"), "integers.fits": (as_integers,), "unsigned.fits": (as_integers, -32768, dict(bzero=32768)),
+    "scaled.fits": (as_integers, -32768, dict(bzero=50, bscale=0.5)), "extension.fits": (as_extension,),
+    "rice.fits.fz": (as_tiles, "RICE_1"), "gzip.fits.fz": (as_tiles, "GZIP_2"), "zipped.fits.gz": (zipped, as_float, ">f4"),
+    "zipped_scaled.fits.gz": (zipped, as_integers, -32768, dict(bzero=50, bscale=0.5)), "zipped_tiles.fits.gz": (zipped, as_tiles, "GZIP_2"),
+}
+
+
+def write(path, function, *values):
+    options = values[-1] if values and isinstance(values[-1], dict) else {}
+    function(path, *values[:len(values) - bool(options)], **options)
+
+
+@pytest.fixture
+def field(tmp_path):
+    field = Field(tmp_path, bands=("m400",))
+    field.catalog(rows_at([(40, 50), (90, 60), (130, 100)]))
+    return field
+
+
+def seen(field, name):
+    """What the stages take from an image: the white stack, and the pixels of all payloads."""
+    field.list(name)
+    cfg = field.cfg(**QUICK)
+    tile = load_inputs(cfg)
+    cuts = [p.bands[0] for p in build_patch_inputs(tile, build_patches(tile, cfg), cfg)]
+    return [tile.white, tile.white_sigma, tile.saturated, *(c.image for c in cuts), *(c.mask for c in cuts), *(c.invvar for c in cuts)]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_same_science_however_the_image_was_written(field, name):
+    as_float(field.folder / "plain.fits", ">f4")
+    write(field.folder / name, *WRITTEN[name])
+    expected, found = seen(field, "plain.fits"), seen(field, name)
+    assert len(expected) == len(found) > 8 and np.isnan(expected[0]).sum() == 40 and expected[2].any()
+    for one, other in zip(expected, found):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["float64.fits", "scaled.fits", "extension.fits"])
+def test_a_section_of_a_plain_file_is_mapped(field, name, monkeypatch):
+    """A section of a file of 40 MB costs memory like what it covers."""
+    rows = 2000
+    monkeypatch.setattr(f"{__name__}.SHAPE", (rows, 5000))
+    monkeypatch.setattr(f"{__name__}.counts", lambda: np.ones((rows, 5000)))
+    write(field.folder / name, *WRITTEN[name])
+    image, _ = locate_image(field.folder / name)
+    image.section(Box(0, 10, 0, 10))
+    tracemalloc.start()
+    assert image.section(Box(100, 1100, 500, 600)).shape == (100, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+def test_a_gzip_file_is_unpacked_once_for_all_threads(field, monkeypatch):
+    zipped(field.folder / "a.fits.gz", as_float, ">f4")
+    image, _ = locate_image(field.folder / "a.fits.gz")
+    opened, real = [], fits.open
+
+    def counted(path, *values, **options):
+        opened.append(path)
+        time.sleep(0.05)
+        return real(path, *values, **options)
+
+    monkeypatch.setattr(frames.fits, "open", counted)
+    found = [None] * 6
+    threads = [threading.Thread(target=lambda k: found.__setitem__(k, image.section(Box(0, 160, 20 * k, 20 * k + 20))), args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 1
+    np.testing.assert_array_equal(np.concatenate(found), counts().astype("f4"))
+
+
+def test_a_gzip_file_that_changed_is_unpacked_again(field):
+    path = field.folder / "a.fits.gz"
+    zipped(path, as_float, ">f4")
+    image, _ = locate_image(path)
+    before = image.section(Box(0, 160, 0, 120))
+    fits.writeto(path, before + 1, header(SHAPE), overwrite=True)
+    np.testing.assert_array_equal(image.section(Box(0, 160, 0, 120)), before + 1)
+
+
+def test_strips_in_pieces_give_the_same_payloads(field, monkeypatch):
+    as_float(field.folder / "plain.fits", ">f4")
+    whole = seen(field, "plain.fits")
+    boxes, real = [], frames.Band.read
+    monkeypatch.setattr(payload, "STRIP_PIXELS", 8000)
+    monkeypatch.setattr(frames.Band, "read", lambda band, box=None: boxes.append(box) or real(band, box))
+    parts = seen(field, "plain.fits")
+    assert max(box.width for box in boxes[1:]) < 160
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def patch_catalogs(folder, patches, bands):
+    """A work directory with so many patch catalogs of ten rows, and their fingerprints."""
+    layout, fits_done = Layout(*[folder] * 8), {}
+    columns = {"ID": [str(k) for k in range(10)], "stype_fit": "star", "fit_flags": 0}
+    columns |= {f"{name}_m{400 + b}_fit": np.linspace(0.1, 1, 10) for b in range(bands) for name in ("FLUX", "FLUXERR", "sky", "chi2")}
+    text = pd.DataFrame(columns).to_csv(index=False)
+    for k in range(patches):
+        tag = f"r00_c00_pr{k // 100:02d}_pc{k % 100:02d}"
+        layout.patch_catalog(tag).parent.mkdir(parents=True)
+        layout.patch_catalog(tag).write_text(text)
+        layout.patch_meta(tag).write_text(json.dumps({"fit_fingerprint": "done"}))
+        fits_done[tag] = "done"
+    return layout, fits_done
+
+
+def test_joining_many_patches_never_holds_all_of_them_as_text(tmp_path, middle_config, monkeypatch):
+    """Catalogs are joined in small groups, and the groups after their columns have their types; the result is the same."""
+    layout, done = patch_catalogs(tmp_path, 30, 3)
+    cfg, given = middle_config(), []
+    whole, real = run.read_patch_catalogs(layout, cfg, done), run.as_declared
+    monkeypatch.setattr(run, "JOINED_AT_ONCE", 4)
+    monkeypatch.setattr(run, "as_declared", lambda table, columns: given.append(table) or real(table, columns))
+    pd.testing.assert_frame_equal(run.read_patch_catalogs(layout, cfg, done), whole)
+    assert whole.shape == (300, 15) and whole["FLUX_m401_fit"].dtype == float
+    texts = [len(table) for table in given if not pd.api.types.is_float_dtype(table["FLUX_m401_fit"])]
+    assert max(texts) == 40 and sum(texts) == 300
+
+
+def test_a_process_killed_in_the_middle_changes_nothing(middle_run, middle_config, monkeypatch):
+    """As the kernel does it when memory runs out: SIGKILL to a worker that fits."""
+    cfg, _ = middle_run
+    again = middle_config(**{"patch_run.max_workers": 2})
+    shutil.copytree(cfg.outputs.work_dir, again.outputs.work_dir, dirs_exist_ok=True)
+    layout, before = Layout.of(again.outputs), Layout.of(cfg.outputs)
+    shutil.rmtree(layout.tractor_out_dir)
+    pools, killed, real = [], [], run.make_executor
+    monkeypatch.setattr(run, "make_executor", lambda *values: pools.append(real(*values)) or pools[0])
+
+    def kill():
+        while not pools or not pools[0]._processes:
+            time.sleep(0.01)
+        pid = next(iter(pools[0]._processes))
+        while not any(Path(f"/proc/{pid}/fd").glob("*")) or Path(f"/proc/{pid}/stat").read_text().split()[13] == "0":
+            time.sleep(0.01)
+        killed.append(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = run.run_patches(layout, again)
+    killer.join()
+    assert killed and summary.ok and len(summary.done) > 2
+    for tag in summary.done:
+        assert layout.patch_catalog(tag).read_bytes() == before.patch_catalog(tag).read_bytes()
