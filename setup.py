@@ -29,5 +29,5 @@ setup(
     python_requires=f">={meta['min_python']}",
     install_requires=meta["requirements"].split(),
     extras_require={"dev": meta["dev_requirements"].split(), "dask": meta["dask_requirements"].split(), "parquet": ["pyarrow"]},
-    entry_points={"console_scripts": meta["console_scripts"].split()},
+    entry_points={"console_scripts": meta["console_scripts"].split(), "nbdev": [f"{meta['lib_name']}={meta['lib_path']}._modidx:d"]},
 )
