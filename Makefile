@@ -1,6 +1,7 @@
 # make demo   environment, package, full pipeline on the bundled sample tile
 # make test   environment, all tests (notebooks included)
 # make docs   environment, the documentation site in _proc/_docs
+# make browser  Chromium for the tests in a browser, where apt and root are at hand (without it they are skipped)
 # All may be repeated; what is already there is not made again.
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,7 +11,7 @@ export MPLBACKEND ?= agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3
 
-.PHONY: help demo test test-slow docs notebooks clean
+.PHONY: help demo test test-slow docs browser notebooks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,6 +40,9 @@ test-slow: .venv/.installed
 
 docs: .venv/.installed
 	python tools/docs.py --check
+
+browser:
+	@tools/browser.sh
 
 notebooks: .venv/.installed
 	python tools/notebooks.py
