@@ -1,6 +1,7 @@
 """Write README.md from nbs/index.ipynb, its twin; `--check` only says whether they agree."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def readme() -> str:
-    """The text of README.md: the prose cells of index.ipynb, with picture paths seen from the top folder."""
+    """The text of README.md: the prose cells of index.ipynb, with paths of pictures and notebooks seen from the top folder."""
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    return "\n\n".join(prose).replace("](images/", "](nbs/images/") + "\n"
+    return re.sub(r"\]\((?=images/|tutorials/|reference/|\w+\.ipynb)", "](nbs/", "\n\n".join(prose)) + "\n"
 
 
 def main(check: bool) -> int:
