@@ -360,3 +360,125 @@ def test_errors_of_files_that_are_read_are_not_taken_for_errors_of_writing(tmp_p
     with pytest.raises(FileNotFoundError):
         with atomic_path(tmp_path / "a.csv"):
             (tmp_path / "input.csv").read_text()
+
+
+# ---- products of other settings, images, ePSFs --------------------------------------------------------------------
+
+def change(tile, old, new):
+    text = tile.read_text()
+    assert old in text
+    tile.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tile that was run, with patch_run.resume on; its folder may be copied, but is not changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    tile = small_tile(folder, patch_run=QUICK["patch_run"] | dict(resume=True))
+    assert pipeline.run(tile).ok
+    return tile
+
+
+@pytest.fixture
+def stale(finished):
+    """The finished tile and what a command says of it; afterwards everything is as it was."""
+    folder = finished.parent
+    keep = folder.with_name(folder.name + "-kept")
+    shutil.copytree(folder, keep)
+
+    def say(command):
+        (folder / "work" / f"{command}.log").unlink(missing_ok=True)
+        code = cli([command, str(finished)], commands())
+        return code, (folder / "work" / f"{command}.log").read_text()
+    yield finished, say
+    shutil.rmtree(folder)
+    keep.rename(folder)
+
+
+def refused(capsys, say, command, *words):
+    capsys.readouterr()
+    code, _ = say(command)
+    one_line(capsys, *words)
+    assert code == 2
+
+
+def test_nothing_has_changed_and_nothing_is_fitted(stale):
+    tile, say = stale
+    code, log = say("run")
+    assert code == 0 and "0 fitted, 4 skipped" in log and "payloads: made again as before, nothing has changed" in log
+
+
+def test_changed_settings_are_noticed(stale, capsys):
+    """Those that reach the payloads make old ones unusable; `run` makes new ones and says why."""
+    tile, say = stale
+    change(tile, "halo_pix_min: 20", "halo_pix_min: 35")
+    for command in ("run-patches", "merge", "model"):
+        refused(capsys, say, command, "payloads are out of date", "patches.halo_pix_min was 20, is 35", "run build-patch-inputs again")
+    code, log = say("run")
+    assert code == 0 and "payloads: made again, because patches.halo_pix_min was 20, is 35" in log
+    assert "ePSFs: made again as before" in log
+    assert "4 patches fitted: its pixels or sources have changed" in log
+
+
+def test_changed_settings_of_the_fit_are_noticed(stale):
+    tile, say = stale
+    change(tile, "n_opt_iters: 20", "n_opt_iters: 30")
+    code, log = say("run-patches")
+    assert code == 0 and "4 patches fitted: patch_run.n_opt_iters was 20, is 30" in log
+
+
+def test_a_setting_that_reaches_no_product_redoes_nothing(stale):
+    tile, say = stale
+    change(tile, "dpi: 20", "dpi: 30")
+    code, log = say("run-patches")
+    assert code == 0 and "0 fitted, 4 skipped" in log
+
+
+@pytest.mark.parametrize("name", ["m425.fits", "cat.csv", "images.txt"])
+def test_changed_inputs_are_noticed(stale, capsys, name):
+    tile, say = stale
+    path = tile.parent / name
+    path.write_bytes(path.read_bytes())
+    os.utime(path, (1e9, 1e9))
+    refused(capsys, say, "run-patches", "payloads are out of date", f"{path} has changed", "run build-patch-inputs again")
+
+
+def test_changed_images_reach_the_catalog(stale):
+    tile, say = stale
+    from astropy.io import fits
+    before = pd.read_csv(tile.parent / "work" / "output_catalog.csv")
+    with fits.open(tile.parent / "m425.fits", mode="update") as hdus:
+        hdus[0].data *= 2
+    code, log = say("run")
+    assert code == 0 and f"payloads: made again, because {tile.parent / 'm425.fits'} has changed" in log
+    assert "ePSFs: made again, because" in log and "its pixels or sources have changed" in log
+    after = pd.read_csv(tile.parent / "work" / "output_catalog.csv")
+    assert np.allclose(after.FLUX_m425_fit / before.FLUX_m425_fit, 2, rtol=0.05) and np.allclose(after.FLUX_m400_fit / before.FLUX_m400_fit, 1, rtol=0.05)
+
+
+def test_another_catalog_of_the_same_age_and_size_is_noticed(stale, capsys):
+    tile, say = stale
+    shutil.copy2(tile.parent / "cat.csv", tile.parent / "dog.csv")
+    change(tile, "cat.csv", "dog.csv")
+    refused(capsys, say, "run-patches", "inputs.input_catalog was", "dog.csv")
+
+
+def test_changed_epsfs_are_noticed(stale, capsys):
+    """First the settings of old ePSFs, then, when they were built again, the patches that were fitted with the old ones."""
+    tile, say = stale
+    change(tile, "max_stars: 30", "max_stars: 3")
+    refused(capsys, say, "run-patches", "ePSFs are out of date", "epsf.max_stars was 30, is 3", "run run-epsf again")
+    code, log = say("run-epsf")
+    assert code == 0 and "ePSFs: made again, because epsf.max_stars was 30, is 3" in log
+    code, log = say("run-patches")
+    assert code == 0 and "4 patches fitted: the PSFs of m400, m425 have changed" in log
+
+
+@pytest.mark.parametrize("stage, product, command", [("write_payloads", "patch_payloads", "build-patch-inputs"), ("write_epsf", "EPSFs", "run-epsf")])
+def test_products_whose_making_was_stopped_are_not_taken_for_whole(stale, capsys, monkeypatch, stage, product, command):
+    """They may be partly of one configuration and partly of another; back with the first, nothing fits with the manifest."""
+    tile, say = stale
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"tract7dt.stages.{stage}", lambda *values: (_ for _ in ()).throw(KeyboardInterrupt))
+        pipeline.run(tile)
+    refused(capsys, say, "run-patches", product if command == "run-epsf" else "no payloads are recorded", command)

@@ -41,7 +41,8 @@ from tract7dt.patch_fit import fit_options, fit_patch, fit_sources, load_psfs
 from tract7dt.patches import build_patches
 from tract7dt.payload import build_patch_inputs, choose_sources, read_payload
 from tract7dt.plots.patch import views_of
-from tract7dt.run import fit_fingerprint, is_done, picture_problem, read_patch_catalogs
+from tract7dt.redo import fit_parts
+from tract7dt.run import is_done, picture_problem, read_patch_catalogs
 from tract7dt.tile import load_inputs
 from tract7dt.zp import add_magnitudes, band_stars, point_sources_with_gaia, solve_band, solve_zero_points, weighted_mean
 
@@ -487,7 +488,7 @@ def test_41_resume_needs_the_same_settings_and_the_catalog(middle_run, payload):
     assert not is_done(result.layout, tag, "0" * 16)
     other = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update={"pos_max_shift_pix": 3.0})})
     workers = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update={"max_workers": 7})})
-    assert fit_fingerprint("p", psfs, other) != fit_fingerprint("p", psfs, cfg) == fit_fingerprint("p", psfs, workers)
+    assert fit_parts("p", psfs, other) != fit_parts("p", psfs, cfg) == fit_parts("p", psfs, workers)
     hidden = result.layout.patch_catalog(tag).rename(f"{result.layout.patch_catalog(tag)}.hidden")
     try:
         assert not is_done(result.layout, tag, done)
@@ -509,7 +510,7 @@ def test_43_another_psf_is_another_fit(middle_run, payload):
     psfs = load_psfs(payload, result.layout, cfg)
     band = next(iter(psfs))
     changed = psfs | {band: replace(psfs[band], stamp=psfs[band].stamp * (1 + 1e-9))}
-    assert fit_fingerprint("p", psfs, cfg) != fit_fingerprint("p", changed, cfg)
+    assert fit_parts("p", psfs, cfg) != fit_parts("p", changed, cfg)
 
 
 def test_44_the_default_interpreter_is_the_running_one():

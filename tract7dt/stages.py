@@ -6,7 +6,7 @@
 __all__ = ['log', 'draw', 'input_images', 'given_psf_files', 'prepare_tile', 'make_epsf', 'make_patches', 'make_patch_inputs',
            'make_fits', 'kept_tile', 'make_catalog', 'can_calibrate', 'calibrate']
 
-# %% ../nbs/70a_stages.ipynb #c002
+# %% ../nbs/70a_stages.ipynb #c003
 import logging
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from .files import Layout, psf_file
 from .gaia import augment_gaia, write_augmented
 from .gaia_table import load_gaia
 from .logs import stage
-from .manifest import Manifest, input_files, payload_fingerprint, record_epsf, record_payloads, require_fits
+from tract7dt.manifest import (
+    Manifest, epsfs_from, forget, input_files, payload_fingerprint, payloads_from, record_epsf, record_payloads, require_fits, why_made,
+)
 from .merge import merge_catalogs, read_catalog, write_catalog
 from .patches import Patch, write_patches
 from .patches import build_patches as divide_frame
@@ -32,10 +34,10 @@ from .run import run_patches as fit_payloads
 from .sky import make_cells
 from .tile import Tile, TileState, load_inputs, load_state, save_state, write_wcs
 
-# %% ../nbs/70a_stages.ipynb #c003
+# %% ../nbs/70a_stages.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/70a_stages.ipynb #c008
+# %% ../nbs/70a_stages.ipynb #c009
 def draw(what: str, function, *values) -> None:
     "Draw the pictures of a stage; what cannot be drawn is a warning."
     with stage(f"pictures of {what}", log):
@@ -44,13 +46,13 @@ def draw(what: str, function, *values) -> None:
         except pictures.DRAWING_ERRORS as failure:
             log.warning("pictures of %s were not drawn (%s: %s); the results do not depend on them", what, type(failure).__name__, failure)
 
-# %% ../nbs/70a_stages.ipynb #c010
+# %% ../nbs/70a_stages.ipynb #c011
 def input_images(tile: Tile, cfg: Config) -> list[Path]:
     "All images of a run: those of the bands, their weight maps, given PSFs."
     weights = [band.weight.path for band in tile.bands if band.weight is not None]
     return [band.path for band in tile.bands] + weights + given_psf_files(cfg, tile)
 
-# %% ../nbs/70a_stages.ipynb #c011
+# %% ../nbs/70a_stages.ipynb #c012
 def given_psf_files(cfg: Config, tile: Tile) -> list[Path]:
     "PSF files that `epsf.psf_fits` names, as far as they exist."
     if cfg.epsf.psf_fits is None:
@@ -59,7 +61,7 @@ def given_psf_files(cfg: Config, tile: Tile) -> list[Path]:
     files = {psf_file(cfg.epsf.psf_fits, band, cell.tag) for band in tile.band_names for cell in cells}
     return [path for path in sorted(files) if path.exists()]
 
-# %% ../nbs/70a_stages.ipynb #c013
+# %% ../nbs/70a_stages.ipynb #c014
 def prepare_tile(cfg: Config, layout: Layout) -> Tile:
     """Load the inputs, add Gaia stars, mask bright sources without a catalog entry; write what belongs to these stages.
 
@@ -84,17 +86,19 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
     save_state(tile, layout, payload_fingerprint(cfg, input_files(cfg, input_images(tile, cfg))))
     return tile
 
-# %% ../nbs/70a_stages.ipynb #c017
+# %% ../nbs/70a_stages.ipynb #c018
 def make_epsf(tile: Tile, cfg: Config, layout: Layout) -> tuple[EPSFGrid, tuple[str, ...]]:
     "Build and write the ePSFs; also the bands and cells that failed."
     with stage("ePSF", log):
+        log.info(why_made(layout, "ePSFs", epsfs_from(cfg, input_files(cfg, input_images(tile, cfg)))))
+        forget(layout, "ePSFs")
         grid = build_epsf(tile, cfg)
         write_epsf(grid, layout)
         record_epsf(layout, cfg, input_images(tile, cfg))
     draw("the ePSFs", pictures.draw_epsf, grid, tile, cfg, layout)
     return grid, tuple(f"ePSF of band {f.band}: {f.error}" for f in grid.failures)
 
-# %% ../nbs/70a_stages.ipynb #c018
+# %% ../nbs/70a_stages.ipynb #c019
 def make_patches(tile: Tile, cfg: Config, layout: Layout) -> list[Patch]:
     "Divide the active cells into patches and write the list."
     with stage("patches", log):
@@ -103,23 +107,25 @@ def make_patches(tile: Tile, cfg: Config, layout: Layout) -> list[Patch]:
     log.info("%d patches", len(made))
     return made
 
-# %% ../nbs/70a_stages.ipynb #c019
+# %% ../nbs/70a_stages.ipynb #c020
 def make_patch_inputs(tile: Tile, made: list[Patch], cfg: Config, layout: Layout) -> list[str]:
     "Write the payloads of all patches that have something to measure."
     with stage("payloads", log):
+        log.info(why_made(layout, "payloads", payloads_from(cfg, input_files(cfg, input_images(tile, cfg)))))
+        forget(layout, "payloads")
         tags = write_payloads(cut_payloads(tile, made, cfg), layout, cfg)
         record_payloads(layout, cfg, input_images(tile, cfg), tags)
     log.info("%d payloads in %s", len(tags), layout.patch_inputs_dir)
     return tags
 
-# %% ../nbs/70a_stages.ipynb #c020
+# %% ../nbs/70a_stages.ipynb #c021
 def make_fits(cfg: Config, layout: Layout) -> tuple[RunSummary, tuple[str, ...]]:
     "Fit all payloads; also the patches that failed."
     with stage("fit", log):
         summary = fit_payloads(layout, cfg)
     return summary, tuple(f"patch {tag}: {why}" for tag, why in summary.failures.items())
 
-# %% ../nbs/70a_stages.ipynb #c023
+# %% ../nbs/70a_stages.ipynb #c024
 def kept_tile(cfg: Config, layout: Layout) -> Tile | TileState:
     "The tile as an earlier command left it for the merge; loaded anew when that belongs to other settings or inputs."
     state = load_state(layout, Manifest.load(layout).payload_fingerprint, cfg)
@@ -129,7 +135,7 @@ def kept_tile(cfg: Config, layout: Layout) -> Tile | TileState:
     log.info("catalog of the tile from %s", layout.tile_catalog)
     return state
 
-# %% ../nbs/70a_stages.ipynb #c024
+# %% ../nbs/70a_stages.ipynb #c025
 def make_catalog(tile: Tile | TileState, cfg: Config, layout: Layout) -> pd.DataFrame:
     "Merge the patch catalogs that the present configuration made and write the final catalog."
     with stage("merge", log):
@@ -139,7 +145,7 @@ def make_catalog(tile: Tile | TileState, cfg: Config, layout: Layout) -> pd.Data
         write_catalog(catalog, layout.final_catalog, tile.band_names)
     return catalog
 
-# %% ../nbs/70a_stages.ipynb #c027
+# %% ../nbs/70a_stages.ipynb #c028
 def can_calibrate(catalog: pd.DataFrame, cfg: Config, layout: Layout) -> bool:
     "Whether there are a Gaia table and the columns that zero points need; says what is missing."
     table = cfg.inputs.gaiaxp_synphot_csv
@@ -152,7 +158,7 @@ def can_calibrate(catalog: pd.DataFrame, cfg: Config, layout: Layout) -> bool:
         log.warning("%s: no such Gaia table, no zero points; correct inputs.gaiaxp_synphot_csv, or set it to null", table)
     return not missing and table is not None and table.exists()
 
-# %% ../nbs/70a_stages.ipynb #c028
+# %% ../nbs/70a_stages.ipynb #c029
 def calibrate(cfg: Config, layout: Layout) -> tuple[pd.DataFrame, zp.ZeroPoints | None]:
     "Zero points of the final catalog on disk, which gets its magnitudes; None without a Gaia table."
     catalog = read_catalog(layout.final_catalog)
