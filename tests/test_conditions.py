@@ -99,6 +99,8 @@ CASES = [
     Case("Re not positive", catalog("ID,RA,DEC,TYPE,Re", "a,150,2,EXP,0", "b,150,2,EXP,-2"), ("Re not in (0, inf)", "2 rows", "clipped"), WARNED),
     Case("image list missing", gone("images.txt"), ("images.txt", "inputs.image_list_file")),
     Case("image list empty", lambda f: f.list("# m400.fits", "", "  "), ("images.txt", "one FITS path per line")),
+    Case("image list of bytes", text_file("images.txt", b"m400.fits\n\x00\n"), ("images.txt", "inputs.image_list_file", "no text")),
+    Case("path with a zero byte", lambda f: dict(text={"file: auto": 'file: "a\\0b"'}), ("logging.file", "expected", "path")),
     Case("same path twice", lambda f: f.list("m400.fits", "m425.fits", "./m400.fits"), ("lines 1, 3", "m400.fits", "keep one")),
     Case("image missing", gone("m425.fits"), ("m425.fits", "images.txt line 2", "relative paths start at")),
     Case("image no FITS", text_file("m425.fits", b"hello " * 1000), ("m425.fits", "not a readable FITS file", "2-D image in the primary HDU")),

@@ -52,6 +52,15 @@ class TestPixels:
             return fits.HDUList(hdus).writeto(path)
         hdu.writeto(path)
 
+    def test_values_too_large_for_the_image_are_no_data(self, field):
+        """A finite double of 1e300 is infinite in float32: it is masked, and the image holds a number."""
+        counts = noise().astype("f8")
+        counts[3, 4], counts[5, 6] = 1e300, -1e300
+        self.write(field.folder / "a.fits", counts, "float64")
+        field.list("a.fits")
+        pixels = read_bands(field.cfg(), Problems())[0].read()
+        assert np.isfinite(pixels.image).all() and (pixels.mask & MaskBit.NON_FINITE).nonzero()[0].tolist() == [3, 5]
+
     @pytest.mark.parametrize("kind", ["float32", "float64", "int32", "int16", "uint8", "unsigned", "scaled", "tiled float", "tiled int"])
     @pytest.mark.parametrize("ending", [".fits", ".fits.gz"])
     def test_every_storage(self, field, kind, ending):

@@ -253,7 +253,7 @@ def test_configuration_values(field, cases):
             try:
                 cfg = load_config(field.folder / "changed.yaml")
             except UserError as refusal:
-                assert key in str(refusal) or "not valid YAML" in str(refusal) or "not a text" in str(refusal), refusal
+                assert name in str(refusal) or "not valid YAML" in str(refusal) or "not a text" in str(refusal), refusal
                 return
         assert means(seen(cfg, key), value) or (value is None and seen(cfg, key) is None), (key, value, seen(cfg, key))
         if not key.startswith(("outputs", "inputs", "patch_run.executor", "patch_run.engine")):

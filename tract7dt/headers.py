@@ -38,6 +38,9 @@ def read_image_list(path: Path, base: Path, problems: Problems) -> list[Entry]:
     except (OSError, UnicodeDecodeError) as failure:
         problems.error(f"inputs.image_list_file: cannot read {path} ({failure}); give a text file with one FITS path per line")
         return []
+    if "\0" in text:
+        problems.error(f"inputs.image_list_file: {path} holds bytes that are no text; give a text file with one FITS path per line")
+        return []
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     entries = [Entry(number, _absolute(line, base)) for number, line in lines if line and not line.startswith("#")]
     if not entries:

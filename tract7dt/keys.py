@@ -53,8 +53,8 @@ def upper(value):
 
 # %% ../nbs/00_keys.ipynb #c013
 def as_path(value):
-    "A `Path` from text; empty text stays text and is refused."
-    return Path(value) if isinstance(value, str) and value.strip() else value
+    "A `Path` from text; empty text, and text with a zero byte, stays text and is refused."
+    return Path(value) if isinstance(value, str) and value.strip() and "\0" not in value else value
 
 # %% ../nbs/00_keys.ipynb #c015
 def is_odd(value: int) -> bool:
