@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import tract7dt.plots.small as small
+from tract7dt import logs
 from tract7dt.config import Config
 from tract7dt.display import MOST_BYTES, card, picture_html, table_html
 from tract7dt.errors import UserError
@@ -126,3 +127,34 @@ def test_a_fit_in_memory_is_the_fit_from_files(held):
 def test_a_fit_of_nobody_is_refused(name, text, held):
     with pytest.raises(UserError, match=text):
         fit_patch_at(held["tile"], held["epsfs"], held["cfg"], name)
+
+
+class Area:
+    """The output of a cell, as a list of what it showed."""
+
+    def __init__(self):
+        self.shown = []
+
+    def update(self, thing):
+        self.shown.append(thing.data)
+
+
+def test_progress_in_a_notebook_is_a_bar_and_then_a_line(monkeypatch):
+    area = Area()
+    monkeypatch.setattr(logs, "kernel", lambda: object())
+    monkeypatch.setattr(logs, "output_area", lambda: area)
+    with logs.progress(name="<fit>", total=3, unit="patches") as bar:
+        bar.update(1)
+        bar.refresh()
+        assert "<progress value='1' max='3'>" in area.shown[-1] and "&lt;fit&gt;: 1/3 patches" in area.shown[-1]
+        bar.update(2)
+    assert "<progress" not in area.shown[-1] and "&lt;fit&gt;: 3/3 patches in" in area.shown[-1]
+    for html in area.shown:
+        checked(html.replace("<progress>", "<progress></progress>"))
+
+
+def test_without_a_kernel_there_is_no_output_area(monkeypatch, caplog):
+    monkeypatch.setattr(logs, "output_area", lambda: pytest.fail("no notebook here"))
+    with caplog.at_level("INFO", logger="tract7dt.progress"):
+        list(logs.progress(range(3), name="fit", unit="patches", every=0.0))
+    assert "fit: 3/3 patches in" in caplog.messages[-1]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ConsoleHandler', 'LineFormatter', 'log_file', 'FileHandler', 'file_handler', 'handlers_on', 'python_warnings',
-           'log_run', 'Stage', 'duration', 'stage', 'Bar', 'progress_line', 'LogBar', 'progress']
+           'log_run', 'Stage', 'duration', 'stage', 'Bar', 'progress_line', 'LogBar', 'kernel', 'output_area',
+           'NotebookBar', 'progress']
 
 # %% ../nbs/02_logs.ipynb #c003
 import io
@@ -14,6 +15,7 @@ import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from tqdm import tqdm
@@ -186,10 +188,46 @@ class LogBar(Bar):
         name = self.desc.removesuffix(": ")
         self.logger.info(progress_line(name, state["n"], state["total"], self.unit, state["elapsed"]))
 
+
+def kernel():
+    "The shell of the notebook that this runs in; None elsewhere, where IPython need not be imported to know that."
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
+def output_area():
+    "A place in the output of the running cell; it has `update(object)`."
+    from IPython.display import HTML, display
+    return display(HTML(""), display_id=True)
+
+
+class NotebookBar(Bar):
+    "A progress bar in the output of a cell; when it is over, a line of text is left."
+
+    def __init__(self, *args, **kwargs):
+        self.area, self.over = output_area(), False
+        super().__init__(*args, file=io.StringIO(), **kwargs)
+
+    def display(self, msg=None, pos=None):
+        "Show the present state."
+        from IPython.display import HTML
+        state = self.format_dict
+        line = escape(progress_line(self.desc.removesuffix(": "), state["n"], state["total"], self.unit, state["elapsed"]))
+        ends = f"value='{state['n']}' max='{state['total']}'" if state["total"] else ""
+        self.area.update(HTML(f"<small>{line}</small>" if self.over else f"<progress {ends}></progress> {line}"))
+
+    def close(self):
+        "Leave the last state as text."
+        if not self.disable:
+            self.over = True
+            self.display()
+        super().close()
+
 # %% ../nbs/02_logs.ipynb #c034
 def progress(items=None, *, name: str, total: int | None = None, unit: str = "items",
              logger: logging.Logger | None = None, every: float = 60.0):
-    """Show how far a loop is: a bar on a terminal, a log line every so often elsewhere.
+    """Show how far a loop is: a bar on a terminal and in a notebook, a log line every so often elsewhere.
 
     Parameters
     ----------
@@ -202,5 +240,7 @@ def progress(items=None, *, name: str, total: int | None = None, unit: str = "it
     """
     if sys.stderr.isatty():
         return Bar(items, desc=name, total=total, unit=f" {unit}", dynamic_ncols=True)
+    if kernel() is not None:
+        return NotebookBar(items, desc=name, total=total, unit=unit)
     logger = logger or logging.getLogger("tract7dt.progress")
     return LogBar(items, desc=name, total=total, unit=unit, mininterval=every, logger=logger)
