@@ -20,6 +20,7 @@ import yaml
 
 from measure import machine
 from tract7dt.configfile import load_config
+from tract7dt import stages
 from tract7dt.pipeline import run
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data" / "config.yaml"
@@ -173,6 +174,10 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1, help="processes and threads of every stage (default: 1)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the configuration to change, as epsf.ngrid=4")
     parser.add_argument("--in", dest="folder", type=Path, help="where the temporary folder with the products is made")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     asked = parser.parse_args()
+    if asked.no_pictures:
+        stages.draw = lambda *values: None
+        asked.set += ["patch_run.no_cutouts=true", "patch_run.no_patch_overview=true"]
     pairs = (text.split("=", 1) for text in asked.set)
     main(asked.config, dict.fromkeys(WORKER_KEYS, asked.workers) | {key: yaml.safe_load(value) for key, value in pairs}, asked.folder)

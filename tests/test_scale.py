@@ -224,3 +224,29 @@ def test_a_process_killed_in_the_middle_changes_nothing(middle_run, middle_confi
     assert killed and summary.ok and len(summary.done) > 2
     for tag in summary.done:
         assert layout.patch_catalog(tag).read_bytes() == before.patch_catalog(tag).read_bytes()
+
+
+def peak_of(work):
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_bands(tmp_path, monkeypatch):
+    """What three times as many bands need more is less than one more image when loading, a quarter when cutting payloads."""
+    shape = (600, 800)
+    monkeypatch.setattr(payload, "STRIP_PIXELS", 100_000)
+    peaks = {}
+    for number in (2, 6):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        field = Field(folder, bands=tuple(f"m{400 + 25 * k}" for k in range(number)), shape=shape)
+        field.catalog(rows_at([(x, y) for x in range(50, 800, 100) for y in range(50, 600, 100)], shape))
+        cfg = field.cfg(**QUICK | {"performance": {"white_stack_workers": 1}, "epsf": {"epsf_ngrid": 1, "ngrid": 8, "final_psf_size": 15}})
+        tile = load_inputs(cfg)
+        peaks[number] = (peak_of(lambda: load_inputs(cfg)), peak_of(lambda: [p.patch for p in build_patch_inputs(tile, build_patches(tile, cfg), cfg)]))
+    image = 4 * shape[0] * shape[1]
+    more = np.subtract(peaks[6], peaks[2])
+    assert more[0] < image and more[1] < image / 4
