@@ -12,7 +12,9 @@ from PIL import Image
 
 from tract7dt.files import Layout
 from tract7dt.merge import read_catalog
-from tract7dt.report import SECTIONS, Leftovers, chi2_per_pixel, page, report, stage_times, worst_sources
+from tract7dt.report import SECTIONS, page, report, stage_times
+from tract7dt.report_base import Leftovers
+from tract7dt.report_worst import chi2_per_pixel, worst_sources
 
 pytestmark = pytest.mark.xdist_group("middle_run")
 
