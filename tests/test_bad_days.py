@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tract7dt import configfile, pipeline
 from tract7dt.cli import cli, commands
 from tract7dt.errors import NotWritten, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
-from tract7dt.lock import Owner, take, work_lock
+from tract7dt.lock import Owner, process_start, take, work_lock
 
 QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=2, parallel_bands=False, max_workers=1), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
              patch_run=dict(max_workers=1, no_cutouts=True, no_patch_overview=True), plotting=dict(dpi=20), logging=dict(level="INFO"))
@@ -482,3 +483,35 @@ def test_products_whose_making_was_stopped_are_not_taken_for_whole(stale, capsys
         patch.setattr(f"tract7dt.stages.{stage}", lambda *values: (_ for _ in ()).throw(KeyboardInterrupt))
         pipeline.run(tile)
     refused(capsys, say, "run-patches", product if command == "run-epsf" else "no payloads are recorded", command)
+
+
+# ---- workers whose run was killed ---------------------------------------------------------------------------------
+
+STARTER = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from tract7dt.machine import worker_begins
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), initializer=worker_begins)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_run_that_was_killed(tmp_path):
+    """They would wait for patches for ever, and keep their memory."""
+    (tmp_path / "starter.py").write_text(STARTER)
+    starter = subprocess.Popen([sys.executable, tmp_path / "starter.py"], stdout=subprocess.PIPE, text=True)
+    worker = int(starter.stdout.readline())
+    assert process_start(worker)
+    starter.kill()
+    starter.wait()
+    starter.stdout.close()
+    for _ in range(200):
+        try:
+            process_start(worker)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("the worker is still there")

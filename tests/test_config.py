@@ -28,6 +28,7 @@ ADDED = {
     "patch_run.weak_priors": True, "patch_run.profiles": "exact", "patch_run.model_saturated": True,
     "epsf.builder": "native", "epsf.evaluate_at": "patch", "epsf.star_snr_min": 20.0, "epsf.psf_fits": None,
     "inputs.weight_suffix": None, "inputs.weight_type": "relative", "performance.max_memory_gb": "auto",
+    "patch_run.max_group": 80, "patch_run.ignore_unmodelled": True, "patch_run.covariance": False,
 }
 
 

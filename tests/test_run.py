@@ -224,3 +224,18 @@ def test_the_snapshot_is_the_configuration_in_effect(plain_fit):
     text = sorted(cfg.outputs.work_dir.glob("config_used_*.yaml"))[0]
     assert text.read_text().startswith("# Configuration in effect, tract7dt ")
     assert load_config(text).model_dump() == cfg.model_dump()
+
+
+def test_options_of_the_engine_are_keys_with_its_defaults(light, tmp_path, plain_fit):
+    """The defaults are written once; groups of two cut the field into pieces, which agree with the whole, because these
+    sources lie too far apart to share light: what differs is the sky, known to much less than 0.3 sigma of a star."""
+    from tract7dt.config import PatchRun
+    from tract7dt.fit.problem import FitOptions
+    from tract7dt.patch_fit import fit_options
+
+    assert fit_options(PatchRun()) == FitOptions()
+    changed = fit_options(PatchRun(max_group=7, ignore_unmodelled=False, covariance=True))
+    assert (changed.max_group, changed.ignore_unmodelled, changed.covariance) == (7, False, True)
+    pieces, _ = fitted(small_field(tmp_path, light), patch_run=dict(max_group=2))
+    whole = plain_fit[0]
+    assert (abs(pieces.FLUX_m400_fit - whole.FLUX_m400_fit) < 0.3 * whole.FLUXERR_m400_fit).all()

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import Field, PrivateAttr
 
+from .fit.problem import FitOptions
 from .keys import (Always, AtLeastOne, Auto, BandPath, Bool, Count, FilePath, Int, Lower, MagLimit, Natural,
                            NonNegative, OddSize, Percent, Positive, Real, Section, Text, Upper, is_box, is_range, key)
 
@@ -225,6 +226,12 @@ class PatchRun(Section):
     profiles: Annotated[Literal["exact", "mixture"], Lower] = key("exact",
         "Galaxy profiles: exact, or mixtures of Gaussians.")
     weak_priors: Bool = key(True, "Broad priors around the start values; false = strict maximum likelihood.")
+    max_group: Count = key(FitOptions.max_group,
+        "A patch with more sources is cut into overlapping pieces that the native engine fits one after the other.", "sources")
+    ignore_unmodelled: Bool = key(FitOptions.ignore_unmodelled,
+        "The native engine ignores bright pixels far from all sources, so that light which the catalog lacks does not raise the sky.")
+    covariance: Bool = key(FitOptions.covariance,
+        "The native engine also gives the covariance between the bands of each source's fluxes, to fits in a notebook; no product holds it.")
     model_saturated: Bool = key(True,
         "Model sources excluded for saturation, so that their wings do not enter their neighbours; their own fit "
         "columns stay empty.")

@@ -64,7 +64,8 @@ def fit_options(settings) -> FitOptions:
     "The engine's options from the `patch_run` section of the configuration."
     shift = np.inf if settings.pos_max_shift_pix is None else settings.pos_max_shift_pix
     return FitOptions(max_iters=settings.n_opt_iters, dlnp_stop=settings.dlnp_stop, pos_max_shift=shift,
-                      weak_priors=settings.weak_priors, profiles=settings.profiles)
+                      weak_priors=settings.weak_priors, profiles=settings.profiles, max_group=settings.max_group,
+                      ignore_unmodelled=settings.ignore_unmodelled, covariance=settings.covariance)
 
 
 def pixel_psf(psf: PatchPSF, patch) -> PixelPSF:

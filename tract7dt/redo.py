@@ -22,7 +22,7 @@ from .fit.tractor_build import require_tractor
 NOT_THE_FIT = {
     "resume", "max_workers", "threads_per_process", "executor", "dask_address", "python_exe", "no_cutouts", "no_patch_overview",
     "cutout_size", "cutout_max_sources", "cutout_start", "cutout_data_p_lo", "cutout_data_p_hi", "cutout_model_p_lo",
-    "cutout_model_p_hi", "cutout_resid_p_abs", "r_ap", "eps_flux", "flag_maxiter_margin", "hybrid_psf_n",
+    "cutout_model_p_hi", "cutout_resid_p_abs", "covariance", "r_ap", "eps_flux", "flag_maxiter_margin", "hybrid_psf_n",
 }
 
 
