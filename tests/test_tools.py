@@ -1,4 +1,4 @@
-"""Programs for maintainers: the browser of the tests is optional."""
+"""What maintainers look after: the browser of the tests is optional, the changelog names all that is new."""
 
 import os
 import shutil
@@ -6,6 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+from test_compat import OLD
+from tract7dt.commands import commands
+from tract7dt.config import Config
+from tract7dt.keys import describe_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,3 +54,14 @@ def test_ci_calls_what_the_readme_says():
     lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
     assert lines == ["make browser", "make test"] and "make test" in (ROOT / "README.md").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK) and os.access(ROOT / "tools" / "browser.sh", os.X_OK)
+
+
+def test_changelog_names_all_keys_and_commands_that_are_new():
+    """Users of 0.7.0 read there what they do not know yet."""
+    text, old = (ROOT / "CHANGELOG.md").read_text(), yaml.safe_load(OLD)
+    sections = {info.key.partition(".")[0] for info in describe_keys(Config)}
+    known = {f"{section}.{key}" for section in sections for key in old.get(section, {})}
+    new = [info.key for info in describe_keys(Config) if info.key not in known and not info.key.startswith("checks.wcs_tolerance.")]
+    assert 10 < len(new) < 40 and [key for key in new if f"`{key}`" not in text] == []
+    earlier = "run run-epsf build-patches build-patch-inputs run-patches merge compute-zp dump-config download-sample".split()
+    assert [name for name in commands() if name not in earlier and f"`{name}`" not in text] == []
