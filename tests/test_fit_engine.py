@@ -151,6 +151,37 @@ def test_blends():
     assert np.std(conditional) > 1.3
 
 
+STEPS = {"x": 0.02, "y": 0.02, "re": 0.02, "ab": 0.005, "theta": 0.5}
+
+
+def error_by_differences(true, flux):
+    "Flux errors in one band of noise 1 from GalSim images and their differences by all parameters: the whole information matrix, inverted."
+    def image(sources):
+        return simulate(sources, flux, size=60, fwhms=FWHMS[:1]).ravel()
+    columns = [simulate(take(true, [s]), np.ones((1, 1)), size=60, fwhms=FWHMS[:1]).ravel() for s in range(len(true))]
+    columns.append(np.ones(60 * 60))
+    for s in range(len(true)):
+        for name, step in STEPS.items():
+            moved = np.where(np.arange(len(true)) == s, step, 0)
+            up, down = (replace(true, **{name: getattr(true, name) + sign * moved}) for sign in (1, -1))
+            columns.append((image(up) - image(down)) / (2 * step))
+    J = np.array(columns) / np.linalg.norm(columns, axis=1)[:, None]
+    variance = np.diag(np.linalg.inv(J @ J.T))[:len(true)] / np.sum(np.square(columns[:len(true)]), axis=1)
+    return np.sqrt(variance)
+
+
+def test_errors_of_bright_galaxies_closer_than_the_seeing():
+    """Two bright galaxies of like shapes at half the FWHM, errors 90 times the conditional ones: nothing may know more than the pixels do.
+
+    Measured 0.976; what keeps singular systems solvable is worth the rest, and with 30 times as much of it the ratio was 0.60.
+    """
+    true = Sources([1, 1], [29.0, 30.4], [30.0, 30.5], re=[2.2, 2.3], ab=[0.7, 0.65], theta=[20, 40], n=1.0)
+    flux = np.array([[6e4], [4e4]])
+    image = simulate(true, flux, size=60, fwhms=FWHMS[:1])
+    result = fit(FitProblem([BandData("m0", image[0], np.ones((60, 60)), PSFS[0])], true, FitOptions(weak_priors=False, footprint_loss=1e-9)))
+    assert np.allclose(result.flux_err[:, 0], error_by_differences(true, flux), rtol=0.05)
+
+
 @pytest.fixture(scope="module")
 def crowd():
     rng, count = np.random.default_rng(9), 24

@@ -125,11 +125,10 @@ def test_widths_of_position_pulls(kind, name):
 
 
 KINDS = {"star+star": (Kind.STAR, Kind.STAR), "star+exp": (Kind.STAR, Kind.EXP), "exp+exp": (Kind.EXP, Kind.EXP)}
-UNRESOLVED = ("exp+exp", SEPARATIONS[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds, separation", [case for case in product(KINDS, SEPARATIONS) if case != UNRESOLVED], ids=str)
+@pytest.mark.parametrize("kinds, separation", list(product(KINDS, SEPARATIONS)), ids=str)
 def test_widths_in_pairs(kinds, separation):
     table = blended(KINDS[kinds], separation, 8, 5)
     assert inside(table.pull.std(), (0.9, 1.1))
@@ -138,15 +137,9 @@ def test_widths_in_pairs(kinds, separation):
 
 @pytest.mark.slow
 def test_unresolved_galaxies_are_flagged():
-    """Two galaxies closer than the seeing: most errors are right, some deviations are larger than any linear error says.
-
-    How the light is divided depends on the shapes there, and the likelihood is curved over the size of its own errors. The fit is
-    right (next test), and the errors become right when the noise falls (the one after); for the rest there is a flag.
-    """
+    "Two galaxies closer than the seeing: how the light is divided depends on both shapes."
     table = blended(KINDS["exp+exp"], SEPARATIONS[0], 8, 5)
-    flagged = (table.flag & int(FitFlag.BLENDED)) > 0
-    assert flagged.mean() > 0.9
-    assert 1.4826 * table.pull.abs().median() < 1.1 and table.pull.std() < 1.3
+    assert ((table.flag & int(FitFlag.BLENDED)) > 0).mean() > 0.9
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FLAGS', 'FitFlag', 'HARD_FLAGS', 'FlagInfo', 'describe_flags', 'is_reliable', 'FitStatus']
 
-# %% ../../nbs/40_flags.ipynb #c002
+# %% ../../nbs/40_flags.ipynb #c003
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 import numpy as np
 
-# %% ../../nbs/40_flags.ipynb #c004
+# %% ../../nbs/40_flags.ipynb #c005
 @dataclass(frozen=True)
 class FlagInfo:
     "Name, severity and meaning of one flag; its position in `FLAGS` is its bit."
@@ -19,7 +19,7 @@ class FlagInfo:
     hard: bool
     meaning: str
 
-# %% ../../nbs/40_flags.ipynb #c006
+# %% ../../nbs/40_flags.ipynb #c007
 FLAGS = (
     FlagInfo("excluded", True, "not fitted: outside the crop or saturated"),
     FlagInfo("no_fit_result", True, "should have been fitted, but there is no result"),
@@ -38,26 +38,26 @@ FLAGS = (
     FlagInfo("start_clipped", False, "a start value was outside the range of the model and was clipped into it"),
     FlagInfo("near_unmodelled", False, "bright light that belongs to no source in the list was found within its footprint and ignored"),
     FlagInfo("blended", False, "some flux is shared with a neighbour that is hardly resolved, or depends on a shape as much: marginal error "
-             "more than 4 times the conditional one; the error is right for most, but large deviations are more frequent than it says"),
+             "more than 4 times the conditional one, and opposite to the neighbour's"),
 )
 
-# %% ../../nbs/40_flags.ipynb #c007
+# %% ../../nbs/40_flags.ipynb #c008
 FitFlag = IntFlag("FitFlag", {info.name.upper(): 1 << bit for bit, info in enumerate(FLAGS)}, module=__name__)
 
-# %% ../../nbs/40_flags.ipynb #c010
+# %% ../../nbs/40_flags.ipynb #c011
 def describe_flags(flags: int) -> str:
     "Names of the bits set in `flags`, comma-joined in bit order; empty when none is set."
     return ",".join(info.name for bit, info in enumerate(FLAGS) if int(flags) >> bit & 1)
 
-# %% ../../nbs/40_flags.ipynb #c012
+# %% ../../nbs/40_flags.ipynb #c013
 HARD_FLAGS = FitFlag(sum(1 << bit for bit, info in enumerate(FLAGS) if info.hard))
 
-# %% ../../nbs/40_flags.ipynb #c013
+# %% ../../nbs/40_flags.ipynb #c014
 def is_reliable(flags) -> np.ndarray | bool:
     "True where no hard bit is set; `flags` is an integer or an array of integers."
     return (np.asarray(flags) & int(HARD_FLAGS)) == 0
 
-# %% ../../nbs/40_flags.ipynb #c016
+# %% ../../nbs/40_flags.ipynb #c017
 class FitStatus(IntEnum):
     "How the fit of one source ended."
     CONVERGED = 0
