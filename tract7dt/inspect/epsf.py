@@ -7,7 +7,7 @@ __all__ = ['STRETCHES', 'REASONS', 'HALF', 'REACH', 'CellView', 'BandView', 'rea
            'core_of', 'ink', 'cells_sheet', 'stamp_sheet', 'growth', 'growth_figure', 'cell_lines', 'StarView',
            'listed', 'fit_stars', 'read_stars', 'star_stamp', 'map_sheet', 'fits_sheet', 'reason_rows', 'EPSFInspector']
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c002
+# %% ../../nbs/83_inspect_epsf.ipynb #c003
 import json
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ from ..plots.small import VERDICT_COLOURS
 from ..plots.sheet import DIFFERENCE, STAMP, Marks, Panel, Sheet, bar_of, key, to_inks
 from ..sky import Box
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c007
+# %% ../../nbs/83_inspect_epsf.ipynb #c008
 @dataclass(frozen=True, eq=False)
 class CellView:
     "A cell of a band: its record (`meta.json`) and its stamp [n, n], unit sum."
@@ -66,7 +66,7 @@ class BandView:
         "Mean stamp of the cells."
         return np.mean([cell.stamp for cell in self.cells.values()], axis=0)
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c008
+# %% ../../nbs/83_inspect_epsf.ipynb #c009
 def read_summary(layout: Layout) -> dict[str, list[dict]]:
     "Records of all cells by band, in the order of the file."
     rows = {}
@@ -99,7 +99,7 @@ def read_stamp(layout: Layout, model: BandPSF, row: dict) -> np.ndarray:
     stamp = model.stamp(*centre, row["cfg"]["final_psf_size"], row["cfg"]["oversamp"])
     return stamp / stamp.sum()
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c011
+# %% ../../nbs/83_inspect_epsf.ipynb #c012
 STRETCHES = {"log": stamp_norm(), "linear": Normalize(0, 1)}
 
 
@@ -124,7 +124,7 @@ def cells_sheet(view: BandView, stretch: str = "log") -> Sheet:
         grid[rows - 1 - row][column] = Panel(ink(cell.stamp, stretch), foot=text, frame=VERDICT_COLOURS.get(cell.meta["verdict"], "faint"))
     return Sheet(tuple(map(tuple, grid)), inches=min(1.6, 5.4 / columns))
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c014
+# %% ../../nbs/83_inspect_epsf.ipynb #c015
 def stamp_sheet(view: BandView, tag: str, stretch: str = "log") -> Sheet:
     "The stamp of a cell, and what it has more than the mean of the band's cells."
     cell, norm = view.cells[tag], STRETCHES[stretch]
@@ -137,7 +137,7 @@ def stamp_sheet(view: BandView, tag: str, stretch: str = "log") -> Sheet:
         Panel(to_inks(shown, Normalize(-3, 3), ramp=DIFFERENCE), "minus the mean of the cells", f"worst {worst:+.2f} % of the peak",
               bar=bar_of(Normalize(-3, 3), (-3, 0, 3), DIFFERENCE, "{:+.0f} %"))),), f"{view.band} {tag}", inches=2.8)
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c017
+# %% ../../nbs/83_inspect_epsf.ipynb #c018
 def growth(stamp: np.ndarray, oversamp: int) -> tuple[np.ndarray, np.ndarray]:
     "Radii (pixels) and the share of a stamp's light within them."
     radii = np.arange(0.5, len(stamp) // 2 + 0.01, 0.25)
@@ -160,12 +160,12 @@ def growth_figure(view: BandView, tag: str) -> Figure:
     axes.grid(alpha=0.2)
     return figure
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c020
+# %% ../../nbs/83_inspect_epsf.ipynb #c021
 def cell_lines(cell: CellView) -> list[tuple[str, str]]:
     "The cell's quality numbers, a name and a text each."
     return quality_lines(cell.meta)
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c023
+# %% ../../nbs/83_inspect_epsf.ipynb #c024
 REASONS = {
     "edge": "too close to the edge of the frame",
     "saturated": "saturated pixels in its core",
@@ -196,7 +196,7 @@ class StarView:
     noise: np.ndarray
     masked: np.ndarray
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c024
+# %% ../../nbs/83_inspect_epsf.ipynb #c025
 def listed(view: BandView, tag: str) -> pd.DataFrame:
     "Candidates of a cell: used ones, then rejected ones by reason, each brightest first, numbered from 1."
     table = view.model.stars[view.model.stars["cell"] == tag]
@@ -209,7 +209,7 @@ def fit_stars(image: np.ndarray, invvar: np.ndarray, psf: PixelPSF, x, y, gain: 
     band = BandData("star", image, invvar, psf, gain)
     return fit(FitProblem((band,), Sources(Kind.STAR, x, y), FitOptions(pos_max_shift=2.0))).model[0]
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c025
+# %% ../../nbs/83_inspect_epsf.ipynb #c026
 HALF, REACH = 15, 6
 
 
@@ -243,7 +243,7 @@ def star_stamp(model: BandPSF, star, box: Box, pixels: BandPixels, noise: np.nda
     light = np.maximum(best - best.min(), 0)
     return np.stack([image, best, np.sqrt(sigma**2 + light / gain), bad])
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c028
+# %% ../../nbs/83_inspect_epsf.ipynb #c029
 def map_sheet(view: StarView) -> Sheet:
     "The cell's piece of the image with the candidates."
     image, masked = view.pixels.image, view.pixels.mask != 0
@@ -277,7 +277,7 @@ def reason_rows(view: StarView) -> list[tuple[str, ...]]:
     rejected = view.table[~view.table["accepted"]]
     return [(f"{r.number}", f"{r.x:.0f}, {r.y:.0f}", f"{r.snr:.0f}", r.reason.replace("_", " "), REASONS.get(r.reason, "")) for r in rejected.itertuples()]
 
-# %% ../../nbs/83_inspect_epsf.ipynb #c033
+# %% ../../nbs/83_inspect_epsf.ipynb #c034
 class EPSFInspector(Inspector):
     """Look at the ePSFs of a run.
 

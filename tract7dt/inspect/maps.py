@@ -6,7 +6,7 @@
 __all__ = ['INDEX_COLUMNS', 'MAP_PIXELS', 'MAP_BANDS', 'MAP_SIDE', 'read_few', 'read_index', 'read_patches', 'base_box', 'hull',
            'band_names', 'MapView', 'spread', 'white_of', 'read_map', 'map_sheet', 'place', 'divisions']
 
-# %% ../../nbs/83b_inspect_maps.ipynb #c002
+# %% ../../nbs/83b_inspect_maps.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..plots.sheet import Marks, Panel, Sheet, plan_of, to_inks
 from ..plots.small import block_mean
 from ..sky import Box
 
-# %% ../../nbs/83b_inspect_maps.ipynb #c007
+# %% ../../nbs/83b_inspect_maps.ipynb #c008
 INDEX_COLUMNS = ("ID", "RA", "DEC", "TYPE", "x_pix_white", "y_pix_white", "patch_tag", "stype_fit", "fit_is_reliable", "fit_quality_issues",
                  "excluded_reason")
 
@@ -61,7 +61,7 @@ def base_box(row) -> Box:
     "The base box of a row of patches.csv."
     return Box(*(int(row[f"{side}_base"]) for side in ("x0", "x1", "y0", "y1")))
 
-# %% ../../nbs/83b_inspect_maps.ipynb #c008
+# %% ../../nbs/83b_inspect_maps.ipynb #c009
 def hull(rows: pd.DataFrame) -> Box:
     "The smallest box around the base boxes of some patches."
     return Box(rows["x0_base"].min(), rows["x1_base"].max(), rows["y0_base"].min(), rows["y1_base"].max())
@@ -72,7 +72,7 @@ def band_names(run: FinishedRun) -> list[str]:
     found = sorted(path.parent.name for path in run.layout.epsf_dir.glob("*/psf_model.fits"))
     return found if found or not run.layout.final_catalog.exists() else fitted_bands(pd.read_csv(run.layout.final_catalog, nrows=0))
 
-# %% ../../nbs/83b_inspect_maps.ipynb #c011
+# %% ../../nbs/83b_inspect_maps.ipynb #c012
 MAP_PIXELS, MAP_BANDS, MAP_SIDE = 10_000_000, 3, 300
 
 
@@ -96,10 +96,7 @@ def spread(names, box: Box, packed: bool) -> list[str]:
     count = min(len(names), MAP_BANDS, MAP_PIXELS // (max(1, box.width * box.height) * (5 if packed else 1)))
     return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int))] if count else []
 
-
-
-
-# %% ../../nbs/83b_inspect_maps.ipynb #c013
+# %% ../../nbs/83b_inspect_maps.ipynb #c014
 def white_of(run: FinishedRun, names, box: Box, step: int) -> tuple[np.ndarray, int]:
     "Thinned mean of some bands in units of their noise, and how many bands; NaN where there is none."
     thinned = (-(-box.height // step), -(-box.width // step))
@@ -144,7 +141,7 @@ def place(view: MapView, axis: str) -> np.ndarray:
     origin = getattr(view.box, f"{axis}0")
     return (view.sources[f"{axis}_pix_white"].to_numpy(float) - origin + 0.5) / view.step - 0.5
 
-# %% ../../nbs/83b_inspect_maps.ipynb #c015
+# %% ../../nbs/83b_inspect_maps.ipynb #c016
 def divisions(view: MapView) -> tuple[list[int], list[int], dict[str, tuple[int, int]]]:
     "Heights and widths on screen of the parts of a map, the lowest and leftmost first, and the part of each tag."
     ys = sorted({y for box in view.boxes.values() for y in (box.y0, box.y1)})

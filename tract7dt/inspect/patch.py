@@ -6,7 +6,7 @@
 __all__ = ['ALL', 'SOURCE_HEAD', 'PatchView', 'worst_difference', 'note_of', 'read_patch', 'painted', 'patch_sheet',
            'strip_sheet', 'flags_of', 'source_options', 'source_lines', 'PatchInspector', 'mark_tag']
 
-# %% ../../nbs/84_inspect_patch.ipynb #c002
+# %% ../../nbs/84_inspect_patch.ipynb #c003
 from dataclasses import dataclass
 
 import ipywidgets
@@ -27,7 +27,7 @@ from ..plots.patch import PatchPaint, hair_marks, move_marks, paint_patch, signa
 from ..plots.sheet import Panel, Sheet, bar_of, outline
 from ..sky import Box
 
-# %% ../../nbs/84_inspect_patch.ipynb #c007
+# %% ../../nbs/84_inspect_patch.ipynb #c008
 @dataclass(frozen=True, eq=False)
 class PatchView:
     "A patch, fitted again and painted; `sources` as the fit left them; `note`: what should be known about it."
@@ -65,7 +65,7 @@ def note_of(fit: PatchFit, layout: Layout) -> str:
         return ""
     return f"the catalog of patch {tag} on disk differs from this fit by up to {worst:.2g} sigma: settings, PSFs or program have changed since"
 
-# %% ../../nbs/84_inspect_patch.ipynb #c008
+# %% ../../nbs/84_inspect_patch.ipynb #c009
 def read_patch(run: FinishedRun, tag: str) -> PatchView:
     """Fit a patch again and paint it.
 
@@ -84,7 +84,7 @@ def read_patch(run: FinishedRun, tag: str) -> PatchView:
         fit = fit_patch(payload, load_psfs(payload, run.layout, run.cfg), run.cfg)
     return PatchView(tag, paint_patch(fit, run.cfg.patch_run), fit.sources, note_of(fit, run.layout))
 
-# %% ../../nbs/84_inspect_patch.ipynb #c011
+# %% ../../nbs/84_inspect_patch.ipynb #c012
 ALL = "all bands"
 
 
@@ -120,7 +120,7 @@ def strip_sheet(view: PatchView, source: int | None = None, columns: int = 7) ->
     rows = [panels[k:k + columns] for k in range(0, len(panels), columns)]
     return Sheet(tuple(map(tuple, rows)), f"residuals ±{view.paint.limit:.2g}σ", inches=1.4)
 
-# %% ../../nbs/84_inspect_patch.ipynb #c015
+# %% ../../nbs/84_inspect_patch.ipynb #c016
 def flags_of(sources: pd.DataFrame, bands) -> list[str]:
     "Flags of each source in words: of the fit of all bands, or those of any band where each was fitted alone."
     total = np.zeros(len(sources), np.int64)
@@ -153,7 +153,7 @@ def source_lines(view: PatchView, row: int) -> list[tuple[str, ...]]:
 
 SOURCE_HEAD = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
 
-# %% ../../nbs/84_inspect_patch.ipynb #c018
+# %% ../../nbs/84_inspect_patch.ipynb #c019
 class PatchInspector(Inspector):
     """Look at fitted patches.
 

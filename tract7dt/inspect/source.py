@@ -7,7 +7,7 @@ __all__ = ['WIDTHS_NM', 'BROAD_NM', 'EXCLUSIONS', 'MEANINGS', 'FITTED', 'START_H
            'centre_nm', 'wavelengths', 'SourceView', 'patch_of', 'source_view', 'fate_lines', 'start_lines',
            'band_values', 'sed_figure', 'montage', 'total_flux', 'neighbour_lines', 'kinds_of', 'SourceInspector']
 
-# %% ../../nbs/85_inspect_source.ipynb #c002
+# %% ../../nbs/85_inspect_source.ipynb #c003
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +27,7 @@ from ..plots.base import PALETTE
 from ..plots.patch import montage_sheet
 from ..plots.sheet import Sheet
 
-# %% ../../nbs/85_inspect_source.ipynb #c007
+# %% ../../nbs/85_inspect_source.ipynb #c008
 WIDTHS_NM = {
     **{f"m{centre}": 25.0 for centre in range(400, 900, 25)},
     "m386": 27.0, "m438": 28.0, "m483": 36.0, "m512": 30.0, "m534": 25.0, "m561": 21.0, "m586": 26.0, "m615": 26.0, "m640": 20.0, "m661": 26.0,
@@ -47,7 +47,7 @@ def wavelengths(bands) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     return np.array([centre_nm(band) for band in bands]), np.array([WIDTHS_NM[band] for band in bands])
 
-# %% ../../nbs/85_inspect_source.ipynb #c010
+# %% ../../nbs/85_inspect_source.ipynb #c011
 @dataclass(frozen=True, eq=False)
 class SourceView:
     """A source of a fitted patch.
@@ -102,7 +102,7 @@ def source_view(fate: pd.Series, patch: PatchView, settings) -> SourceView:
              "THETA": shape.theta[0], "sersic_n": shape.n[0]}
     return SourceView(fate, patch, int(rows[0]), {name: float(value) for name, value in start.items()})
 
-# %% ../../nbs/85_inspect_source.ipynb #c013
+# %% ../../nbs/85_inspect_source.ipynb #c014
 EXCLUSIONS = {
     "crop": "it lies in the margin that crop.margin cuts off",
     "saturation": "a saturated pixel is within source_saturation_cut.radius_pix of it",
@@ -122,7 +122,7 @@ def fate_lines(fate: pd.Series, flags: str = "") -> list[tuple[str, str]]:
     lines += [(name, MEANINGS.get(name, name)) for name in names.split(",") if name and name != "excluded"]
     return lines or [("reliable", "nothing was found against it")]
 
-# %% ../../nbs/85_inspect_source.ipynb #c016
+# %% ../../nbs/85_inspect_source.ipynb #c017
 FITTED = {"x_pix_white": ("x_pix_white_fit", "x_pix_err_fit"), "y_pix_white": ("y_pix_white_fit", "y_pix_err_fit"), "Re": ("Re_fit", "Re_err_fit"),
           "ELL": ("ELL_fit", "ELL_err_fit"), "THETA": ("THETA_fit", "THETA_err_fit"), "sersic_n": ("sersic_n_fit", "sersic_n_err_fit")}
 
@@ -141,7 +141,7 @@ def start_lines(view: SourceView, band: str | None = None) -> list[tuple[str, ..
 
 START_HEAD = ("", "start", "fit", "error", "change/σ")
 
-# %% ../../nbs/85_inspect_source.ipynb #c019
+# %% ../../nbs/85_inspect_source.ipynb #c020
 def band_values(view: SourceView, pattern: str) -> np.ndarray:
     "A value of each band, NaN where the table has none."
     return np.array([pd.to_numeric(view.values.get(pattern.format(band), np.nan), errors="coerce") for band in view.patch.bands], float)
@@ -165,13 +165,13 @@ def sed_figure(view: SourceView) -> Figure:
     axes.set_title(f"{view.values['ID']}: {view.values['stype_fit']}", fontsize=9, loc="left")
     return figure
 
-# %% ../../nbs/85_inspect_source.ipynb #c022
+# %% ../../nbs/85_inspect_source.ipynb #c023
 def montage(view: SourceView, half: int = 20) -> Sheet:
     "Data, model and residual in every band, in windows of `2 * half + 1` pixels."
     sheet = montage_sheet(view.patch.paint, view.row, half)
     return replace(sheet, inches=min(1.3, 12.5 / len(view.patch.bands)))
 
-# %% ../../nbs/85_inspect_source.ipynb #c025
+# %% ../../nbs/85_inspect_source.ipynb #c026
 def total_flux(sources: pd.DataFrame, bands) -> np.ndarray:
     "Fitted flux in all bands together."
     return np.nansum([sources[f"FLUX_{band}_fit"].to_numpy(float) for band in bands], axis=0)
@@ -190,7 +190,7 @@ def neighbour_lines(view: SourceView, radius: float = 40.0, most: int = 10) -> l
 
 NEIGHBOUR_HEAD = ("neighbour", "pixels", "type", "light", "flags")
 
-# %% ../../nbs/85_inspect_source.ipynb #c028
+# %% ../../nbs/85_inspect_source.ipynb #c029
 MOST_LISTED = 300
 
 

@@ -7,7 +7,7 @@ __all__ = ['NEEDED', 'CLIPPED_HEAD', 'read_for_zp', 'read_stars', 'stars_that_to
            'zero_point_view', 'zero_points_on_disk', 'zp_figure', 'limits', 'zp_lines', 'clipped_lines',
            'ZeroPointInspector']
 
-# %% ../../nbs/86_inspect_zp.ipynb #c002
+# %% ../../nbs/86_inspect_zp.ipynb #c003
 from dataclasses import dataclass
 
 import ipywidgets
@@ -24,7 +24,7 @@ from ..merge import read_catalog
 from ..plots.base import PALETTE
 from ..zp import BandZeroPoint, band_stars, solve_band
 
-# %% ../../nbs/86_inspect_zp.ipynb #c006
+# %% ../../nbs/86_inspect_zp.ipynb #c007
 NEEDED = ("ID", "gaia_source_id", "stype_fit", "fit_is_reliable", "fit_flags", "x_pix_white", "y_pix_white", "FLUX", "fracflux")
 
 
@@ -63,7 +63,7 @@ def stars_that_took_part(layout: Layout) -> dict[str, pd.DataFrame]:
     table = table.assign(ID=table["gaia_source_id"], is_usable=True)
     return {band: rows.reset_index(drop=True) for band, rows in table.groupby("band", sort=False)}
 
-# %% ../../nbs/86_inspect_zp.ipynb #c009
+# %% ../../nbs/86_inspect_zp.ipynb #c010
 @dataclass(frozen=True)
 class Knobs:
     "The choice: clipping, its rounds, and the magnitudes that count."
@@ -106,7 +106,7 @@ def zero_points_on_disk(layout: Layout) -> dict[str, float]:
     table = read_csv(layout.zp_summary)
     return dict(zip(table["band"], table["zp"].astype(float)))
 
-# %% ../../nbs/86_inspect_zp.ipynb #c013
+# %% ../../nbs/86_inspect_zp.ipynb #c014
 def zp_figure(view: ZeroPointView) -> Figure:
     "Zero point of each star against its Gaia magnitude."
     figure, stars, zero = Figure(figsize=(8, 3.8)), view.stars, view.zero
@@ -146,7 +146,7 @@ def zp_lines(view: ZeroPointView) -> list[tuple[str, str]]:
     return [("zero point", f"{zero.zp:.4f} ± {zero.zp_err:.4f}"), ("minus that on disk", off), ("intrinsic scatter", f"{1000 * zero.zp_scatter:.1f} mmag"),
             ("median", f"{zero.zp_median:.4f}"), ("stars", f"{zero.n_used} used, {zero.n_clipped} clipped, {zero.n_unreliable} not usable")]
 
-# %% ../../nbs/86_inspect_zp.ipynb #c017
+# %% ../../nbs/86_inspect_zp.ipynb #c018
 def clipped_lines(view: ZeroPointView) -> list[tuple[str, ...]]:
     "Name, magnitude and distance from the zero point (mmag) of the clipped stars, the worst first."
     if view.zero is None:
@@ -159,7 +159,7 @@ def clipped_lines(view: ZeroPointView) -> list[tuple[str, ...]]:
 
 CLIPPED_HEAD = ("clipped", "magnitude", "off by mmag", "in its σ")
 
-# %% ../../nbs/86_inspect_zp.ipynb #c020
+# %% ../../nbs/86_inspect_zp.ipynb #c021
 class ZeroPointInspector(Inspector):
     """Look at zero points and turn the knobs of their clipping.
 
