@@ -7,7 +7,7 @@ __all__ = ['PROGRAM', 'PURPOSE', 'EXIT_CODES', 'Option', 'docstring_parts', 'opt
            'check_options', 'as_declared', 'parse', 'wrapped', 'two_columns', 'option_rows', 'exit_code_rows',
            'usage_of', 'help_of', 'command_lists', 'overview', 'find_command', 'call', 'cli', 'report_bug', 'main']
 
-# %% ../nbs/71_cli.ipynb #c002
+# %% ../nbs/71_cli.ipynb #c003
 import contextlib
 import difflib
 import inspect
@@ -29,18 +29,18 @@ from . import __version__
 from .commands import commands
 from .errors import UserError
 
-# %% ../nbs/71_cli.ipynb #c003
+# %% ../nbs/71_cli.ipynb #c004
 PROGRAM = "tract7dt"
 PURPOSE = "brightness of every catalogued source in all bands of a tile, by forward modelling"
 EXIT_CODES = {
     0: "all done",
-    1: "finished, but some bands, cells or patches failed; they are listed",
+    1: "finished, but some bands, cells, patches or tiles failed; they are listed",
     2: "something for you to mend, said in a line each; or a command that was not understood",
     3: "interrupted; what was finished is kept, patch_run.resume: true goes on from there",
     70: "a mistake of the program, with its traceback",
 }
 
-# %% ../nbs/71_cli.ipynb #c006
+# %% ../nbs/71_cli.ipynb #c007
 @dataclass(frozen=True)
 class Option:
     "An option of a command, as signature and docstring of its function declare it."
@@ -84,7 +84,7 @@ def options_of(function) -> dict[str, Option]:
     arguments = inspect.signature(function).parameters.values()
     return {a.name: Option(a.name, *explained.get(a.name, ("value", "")), a.default) for a in arguments}
 
-# %% ../nbs/71_cli.ipynb #c009
+# %% ../nbs/71_cli.ipynb #c010
 class NotUnderstood(Exception):
     "The command line made no sense; the text says why."
 
@@ -180,7 +180,7 @@ def _complaint(text: str) -> str:
         return f"--{missing[1].replace('_', '-')} is missing"
     return f"{found[1]}: no such option or argument" if found else first.removeprefix("ERROR: ")
 
-# %% ../nbs/71_cli.ipynb #c012
+# %% ../nbs/71_cli.ipynb #c013
 def wrapped(text: str, indent: int = 0, first: str = "") -> str:
     "A paragraph as wide as the terminal; `first` stands at the beginning of its first line, within the indent."
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
@@ -228,7 +228,7 @@ def help_of(name: str, function) -> str:
     ]
     return "\n\n".join(parts).replace("``", "")
 
-# %% ../nbs/71_cli.ipynb #c016
+# %% ../nbs/71_cli.ipynb #c017
 def command_lists(functions: dict) -> list[str]:
     "The commands with their first lines, a text for each group."
     width = max(map(len, functions))
@@ -261,7 +261,7 @@ def find_command(word: str, functions: dict) -> str:
         return name
     raise NotUnderstood(f"{word or repr(word)}: no such command" + nearest(name, [*functions, "--help", "--version"]))
 
-# %% ../nbs/71_cli.ipynb #c018
+# %% ../nbs/71_cli.ipynb #c019
 def _say(text: str) -> None:
     for line in text.splitlines():
         print(f"{PROGRAM}: {line}", file=sys.stderr)
