@@ -31,7 +31,7 @@ PATIENCE = 180_000
 
 def notebook(work: Path) -> dict:
     """A notebook with a cell for each inspector."""
-    sources = ["\n".join(f"from tract7dt.inspect.{module} import {name}" for module, name in NAMES.items())]
+    sources = [f"from tract7dt.widgets import {', '.join(NAMES.values())}"]
     sources += [f"{name}({str(work)!r})" for name in NAMES.values()]
     cells = [{"cell_type": "code", "id": f"c{k}", "metadata": {}, "execution_count": None, "outputs": [], "source": source} for k, source in enumerate(sources)]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
