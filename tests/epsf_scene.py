@@ -6,7 +6,8 @@ import galsim
 import numpy as np
 
 from tract7dt.epsf.bandfit import BandStars
-from tract7dt.epsf.starfit import Neighbours, StarStamps
+from tract7dt.epsf.neighbours import Neighbours
+from tract7dt.epsf.starfit import StarStamps
 
 SKY, GAIN, FRAME = 5.0, 2.0, (1000, 1000)
 START = np.array([np.log(3.2), 0.0, 0.0, 0.9, 0.04])
@@ -41,7 +42,7 @@ def isolated_stars(psf, snr, seed, frame=FRAME) -> BandStars:
     count = len(snr)
     stamps = StarStamps(data.astype(np.float32), np.ones(data.shape, bool), column, row, column.astype(float), row.astype(float),
                         np.full(count, SKY), np.arange(count), GAIN)
-    nobody = Neighbours(*(np.zeros((count, 0)) for _ in range(3)), np.zeros((count, 0), bool))
+    nobody = Neighbours.nobody(count)
     return BandStars(stamps, nobody, 0.9 * flux, snr)
 
 
@@ -55,7 +56,7 @@ def together(parts) -> BandStars:
     stamps = [part.stamps for part in parts]
     names = ("data", "good", "column", "row", "x", "y", "sky_sigma", "source")
     joined = replace(stamps[0], **{name: np.concatenate([getattr(s, name) for s in stamps]) for name in names})
-    nobody = Neighbours(*(np.zeros((len(joined), 0)) for _ in range(3)), np.zeros((len(joined), 0), bool))
+    nobody = Neighbours.nobody(len(joined))
     return BandStars(joined, nobody, *(np.concatenate([getattr(part, name) for part in parts]) for name in ("flux", "snr")))
 
 

@@ -14,12 +14,14 @@ from scipy.spatial import cKDTree
 from epsf_scene import FRAME, SKY, START, aberrated, aligned_truth, checkerboard, flux_error, image, isolated_stars, mixed_snr
 from tract7dt.configfile import load_config
 from tract7dt.epsf.bandfit import fit_band
+from tract7dt.epsf.band import read_pixels, survey_task
 from tract7dt.epsf.build import (
-    band_pool, build_epsf, effective_mode, idle_keys, in_magnitude_range, list_sources, read_pixels, star_verdict, survey_task, write_epsf)
+    band_pool, build_epsf, effective_mode, idle_keys, in_magnitude_range, list_sources, star_verdict, write_epsf)
 from tract7dt.epsf.core import evaluate_grid
 from tract7dt.epsf.model import BandPSF, analytic_psf, enclosed_flux
 from tract7dt.epsf.others import with_stacks
-from tract7dt.epsf.starfit import Neighbours, fit_stars, start_state
+from tract7dt.epsf.neighbours import Neighbours
+from tract7dt.epsf.starfit import fit_stars, start_state
 from tract7dt.epsf.stars import Verdict, final_reasons
 from tract7dt.epsf.use import psf_for_patch
 from tract7dt.errors import UserError
@@ -169,7 +171,7 @@ def test_neighbours_are_modelled():
     angle, distance = rng.uniform(0, 2 * np.pi, 30), rng.uniform(7, 14, 30)
     dx, dy = distance * np.cos(angle), distance * np.sin(angle)
     light = np.array([0.3 * f / 0.9 * image(MOFFAT, *place, size=61) for f, place in zip(alone.flux, zip(dx, dy))])
-    near = Neighbours(dx[:, None], dy[:, None], np.zeros((30, 1)), np.ones((30, 1), bool))
+    near = Neighbours.near(dx[:, None], dy[:, None], np.zeros((30, 1)), np.ones((30, 1), bool))
     ignored = replace(alone, stamps=replace(alone.stamps, data=alone.stamps.data + light.astype(np.float32)))
     truth = image(MOFFAT) / image(MOFFAT).sum()
     modelled, blind = (fit_band("m500", FRAME, 1, stars, START).psf.stamp(*MIDDLE)

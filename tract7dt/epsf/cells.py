@@ -8,18 +8,18 @@ __all__ = ['ENCLOSED_RADII', 'VERDICTS', 'VERDICT_NAMES', 'FIT_REASONS', 'NOT_BU
            'offset_error', 'stamp_qa', 'verdict', 'red_lines', 'CellContext', 'cell_product', 'star_counts',
            'rejections', 'diagnosed', 'band_numbers']
 
-# %% ../../nbs/25b_psf_cells.ipynb #c002
+# %% ../../nbs/25b_psf_cells.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from .bandfit import WIDE_RANGE
 from .core import E1, E2, image_fwhm
 from .model import BandPSF, enclosed_flux, growth_radii
+from .solve import WIDE_RANGE
 from ..sky import Cell
 
-# %% ../../nbs/25b_psf_cells.ipynb #c005
+# %% ../../nbs/25b_psf_cells.ipynb #c006
 @dataclass(frozen=True)
 class CellMeta:
     "What `meta.json` of a cell holds, in this order."
@@ -117,7 +117,7 @@ class CellPSF:
         from tract7dt.plots.small import stamp_figure
         return shown(stamp_figure(self))
 
-# %% ../../nbs/25b_psf_cells.ipynb #c007
+# %% ../../nbs/25b_psf_cells.ipynb #c008
 def weighted_mean(values, snr) -> float:
     "Mean with weights S/N squared; NaN without values."
     values = np.asarray(values, float)
@@ -150,7 +150,7 @@ def residual_qa(used: pd.DataFrame) -> dict[str, object]:
     return {"resid_nstars": len(used), "resid_bias": mean_of(used.resid), "resid_rms": mean_of(used.resid_rms),
             "resid_norm_bias": mean_of(used.norm), "resid_norm_rms": mean_of(used.norm_rms)}
 
-# %% ../../nbs/25b_psf_cells.ipynb #c009
+# %% ../../nbs/25b_psf_cells.ipynb #c010
 ENCLOSED_RADII = (2, 4, 6, 8, 10, 12)
 
 
@@ -183,7 +183,7 @@ def stamp_qa(stamp, oversamp: int) -> dict[str, object]:
     return {"ee_r50_pix": r50, "ee_r80_pix": r80, "ee_r90_pix": r90, "ee_edge": inscribed, "epsf_edge_median": np.median(edge),
             "epsf_edge_mean": edge.mean(), "epsf_min": stamp.min(), "epsf_max": stamp.max()}
 
-# %% ../../nbs/25b_psf_cells.ipynb #c011
+# %% ../../nbs/25b_psf_cells.ipynb #c012
 VERDICTS = ((0.005, "good"), (0.01, "fair"), (0.015, "weak"))
 VERDICT_NAMES = (*(name for _, name in VERDICTS), "poor")
 
@@ -209,7 +209,7 @@ def red_lines(psf: BandPSF, numbers: dict, fwhm_header: float | None) -> tuple[s
     }
     return tuple(text for text, crossed in checks.items() if crossed)
 
-# %% ../../nbs/25b_psf_cells.ipynb #c014
+# %% ../../nbs/25b_psf_cells.ipynb #c015
 @dataclass(frozen=True)
 class CellContext:
     "What a cell's record needs besides the model: the effective star mode, the header's FWHM, the cell's background numbers."

@@ -5,86 +5,121 @@
 # %% auto #0
 __all__ = ['WIDE_RATIO', 'WIDE_BETA', 'LNF', 'E1', 'E2', 'LNB', 'WIDE', 'BY_X', 'BY_Y', 'BY_LNF', 'BY_E1', 'BY_E2', 'BY_LNB',
            'BY_WIDE', 'CURVED', 'PIXEL_X', 'PIXEL_Y', 'PIXEL_WEIGHTS', 'PIXEL_WIDTH2', 'GRID_HALF',
-           'CORRELATION_LENGTH', 'MODES', 'moffat', 'elliptical_radius2', 'point_core', 'point_value', 'curved', 'core',
-           'core_value', 'image_fwhm', 'fwhm_before_pixel', 'offsets', 'grid_half', 'dirichlet', 'shift_matrix',
-           'evaluate_grid', 'taper', 'residual_modes']
+           'CORRELATION_LENGTH', 'MODES', 'alpha_squared', 'moffat', 'Parts', 'numbers_of', 'pixel_factor',
+           'core_parts', 'value_at', 'moves_at', 'slopes_at', 'curved', 'core', 'core_value', 'image_fwhm',
+           'fwhm_before_pixel', 'offsets', 'grid_half', 'dirichlet', 'shift_matrix', 'evaluate_grid', 'add_grid',
+           'taper', 'residual_modes']
 
-# %% ../../nbs/22_psf_core.ipynb #c002
+# %% ../../nbs/22_psf_core.ipynb #c003
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import eigh
 
-# %% ../../nbs/22_psf_core.ipynb #c005
+# %% ../../nbs/22_psf_core.ipynb #c007
 WIDE_RATIO = 2.2
 WIDE_BETA = 2.0
 
 
-def moffat(rho2, fwhm, beta):
-    """A Moffat function of unit flux and its derivatives.
+def alpha_squared(fwhm2, beta):
+    "Squared scale of a Moffat function of a squared FWHM and an exponent."
+    return fwhm2 / (4 * (2 ** (1 / beta) - 1))
+
+
+def moffat(rho2, alpha2, beta):
+    """A Moffat function of unit flux.
 
     Parameters
     ----------
     rho2 : array, pix^2
         Squared elliptical radius.
-    fwhm : array, pix
+    alpha2 : array, pix^2
     beta : array
         Exponent, above 1.
 
     Returns
     -------
-    value, by_rho2, by_lnfwhm, by_beta : arrays
+    value, k, log1pt : arrays
+        `k` is minus the derivative of the value's logarithm by `rho2`, `log1pt` the logarithm of `1 + rho2 / alpha2`.
     """
-    root = 2 ** (1 / beta)
-    alpha2 = fwhm**2 / (4 * (root - 1))
-    t = rho2 / alpha2
-    log1pt = np.log1p(t)
-    value = (beta - 1) / (np.pi * alpha2) * np.exp(-beta * log1pt)
-    by_rho2 = -beta * value / ((1 + t) * alpha2)
-    by_lnfwhm = -2 * (value + rho2 * by_rho2)
-    dlnalpha = 0.5 * np.log(2) / beta**2 * root / (root - 1)
-    by_beta = value * (1 / (beta - 1) - log1pt) + dlnalpha * by_lnfwhm
-    return value, by_rho2, by_lnfwhm, by_beta
+    log1pt = np.log1p(rho2 / alpha2)
+    return (beta - 1) / (np.pi * alpha2) * np.exp(-beta * log1pt), beta / (alpha2 + rho2), log1pt
 
-# %% ../../nbs/22_psf_core.ipynb #c008
+# %% ../../nbs/22_psf_core.ipynb #c010
 LNF, E1, E2, LNB, WIDE = range(5)
 BY_X, BY_Y, BY_LNF, BY_E1, BY_E2, BY_LNB, BY_WIDE = range(7)
 
 
-def elliptical_radius2(e1, e2, x, y):
-    "Squared elliptical radius of the offsets and its derivatives by e1, e2, x and y."
+@dataclass(frozen=True)
+class Parts:
+    """The two parts of a core at points [..., P], `near` and `far`, each of unit flux.
+
+    `k_near`, `k_far`: minus the derivatives of their logarithms by the squared elliptical radius `rho2`; `log1pt` as in `moffat`.
+    """
+    rho2: np.ndarray
+    near: np.ndarray
+    far: np.ndarray
+    k_near: np.ndarray
+    k_far: np.ndarray
+    log1pt: np.ndarray
+
+
+def numbers_of(theta):
+    "The five numbers of cores [..., 5] as arrays [..., 1]."
+    return (theta[..., i, None] for i in range(5))
+
+
+def pixel_factor(rho2, radius2, s, k, beta):
+    "By how much the pixel changes a Moffat function away from its peak."
+    return 1 + k * (k * (1 + 1 / beta) * (2 * rho2 / s - radius2) - 1 / s) / 6
+
+
+def core_parts(theta, x, y, pixel: bool) -> Parts:
+    "The parts of cores at points; `pixel`: with the effect of the pixel, as it is away from the peak."
+    lnf, e1, e2, lnb, _ = numbers_of(theta)
+    s, beta, fwhm2, x2, y2 = np.sqrt(1 - e1**2 - e2**2), 1 + np.exp(lnb), np.exp(2 * lnf), x * x, y * y
+    rho2 = (1 - e1) / s * x2 - 2 * e2 / s * (x * y) + (1 + e1) / s * y2
+    far2 = alpha_squared(WIDE_RATIO**2 * fwhm2, WIDE_BETA)
+    near, k_near, log1pt = moffat(rho2, alpha_squared(fwhm2, beta), beta)
+    k_far = WIDE_BETA / (far2 + rho2)
+    far = far2 / (np.pi * WIDE_BETA**2) * (k_far * k_far)
+    if pixel:
+        near = near * pixel_factor(rho2, x2 + y2, s, k_near, beta)
+        far = far * pixel_factor(rho2, x2 + y2, s, k_far, WIDE_BETA)
+    return Parts(rho2, near, far, k_near, k_far, log1pt)
+
+
+def value_at(theta, x, y, pixel: bool = False):
+    "Value [..., P] of the core at points."
+    parts, wide = core_parts(theta, x, y, pixel), theta[..., WIDE, None]
+    return (1 - wide) * parts.near + wide * parts.far
+
+
+def moves_at(theta, x, y, pixel: bool = False):
+    "Value [..., P] of the core at points, and its derivatives [..., 2, P] by the place x, y of the star."
+    parts, (_, e1, e2, _, wide) = core_parts(theta, x, y, pixel), numbers_of(theta)
+    near, far = (1 - wide) * parts.near, wide * parts.far
+    steep = 2 * (near * parts.k_near + far * parts.k_far) / np.sqrt(1 - e1**2 - e2**2)
+    return near + far, np.stack([steep * ((1 - e1) * x - e2 * y), steep * ((1 + e1) * y - e2 * x)], axis=-2)
+
+
+def slopes_at(theta, x, y, pixel: bool = False):
+    "Value [..., P] and derivatives [..., 7, P] of the core at points; arguments as in `core`."
+    parts, (_, e1, e2, lnb, wide) = core_parts(theta, x, y, pixel), numbers_of(theta)
+    value, moves = moves_at(theta, x, y, pixel)
     s2 = 1 - e1**2 - e2**2
-    s = np.sqrt(s2)
-    q = ((1 - e1) * x**2 - 2 * e2 * x * y + (1 + e1) * y**2) / s
-    by_e1 = (y**2 - x**2) / s + q * e1 / s2
-    by_e2 = -2 * x * y / s + q * e2 / s2
-    return q, by_e1, by_e2, 2 * ((1 - e1) * x - e2 * y) / s, 2 * ((1 + e1) * y - e2 * x) / s
+    slope = -((1 - wide) * parts.near * parts.k_near + wide * parts.far * parts.k_far)
+    near_lnf, far_lnf = (-2 * part * (1 - parts.rho2 * k) for part, k in ((parts.near, parts.k_near), (parts.far, parts.k_far)))
+    excess = np.exp(lnb)
+    root = 2 ** (1 / (1 + excess))
+    near_beta = parts.near * (1 / excess - parts.log1pt) + near_lnf * 0.5 * np.log(2) / (1 + excess) ** 2 * root / (root - 1)
+    by_e1 = slope * ((y * y - x * x) / np.sqrt(s2) + parts.rho2 * (e1 / s2))
+    by_e2 = slope * (-2 * x * y / np.sqrt(s2) + parts.rho2 * (e2 / s2))
+    shape = [(1 - wide) * near_lnf + wide * far_lnf, by_e1, by_e2, (1 - wide) * near_beta * excess, parts.far - parts.near]
+    return value, np.concatenate([moves, np.stack(shape, axis=-2)], axis=-2)
 
-
-def point_core(theta, x, y):
-    "Value [..., P] and derivatives [..., 7, P] of the core at points, the pixel not integrated; arguments as in `core`."
-    lnf, e1, e2, lnb, wide = (theta[..., i, None] for i in range(5))
-    rho2, rho2_e1, rho2_e2, rho2_x, rho2_y = elliptical_radius2(e1, e2, x, y)
-    fwhm, excess = np.exp(lnf), np.exp(lnb)
-    near, near_rho2, near_lnf, near_beta = moffat(rho2, fwhm, 1 + excess)
-    far, far_rho2, far_lnf, _ = moffat(rho2, WIDE_RATIO * fwhm, WIDE_BETA)
-    slope = (1 - wide) * near_rho2 + wide * far_rho2
-    derivatives = np.stack([
-        -slope * rho2_x, -slope * rho2_y, (1 - wide) * near_lnf + wide * far_lnf,
-        slope * rho2_e1, slope * rho2_e2, (1 - wide) * near_beta * excess, far - near], axis=-2)
-    return (1 - wide) * near + wide * far, derivatives
-
-
-def point_value(theta, x, y):
-    "The value of `point_core` without its derivatives, several times cheaper."
-    lnf, e1, e2, lnb, wide = (theta[..., i, None] for i in range(5))
-    rho2 = ((1 - e1) * x**2 - 2 * e2 * x * y + (1 + e1) * y**2) / np.sqrt(1 - e1**2 - e2**2)
-    beta, fwhm2 = 1 + np.exp(lnb), np.exp(2 * lnf)
-    near2 = fwhm2 / (4 * (2 ** (1 / beta) - 1))
-    far2 = WIDE_RATIO**2 * fwhm2 / (4 * (2 ** (1 / WIDE_BETA) - 1))
-    near = (beta - 1) / (np.pi * near2) * np.exp(-beta * np.log1p(rho2 / near2))
-    return (1 - wide) * near + wide * (WIDE_BETA - 1) / (np.pi * far2) / (1 + rho2 / far2) ** 2
-
-# %% ../../nbs/22_psf_core.ipynb #c010
-CURVED = 8.0
+# %% ../../nbs/22_psf_core.ipynb #c012
+CURVED = 3.5
 PIXEL_X, PIXEL_Y = (g.ravel() for g in np.meshgrid(*[np.sqrt(0.15) * np.array([-1.0, 0.0, 1.0])] * 2))
 PIXEL_WEIGHTS = np.outer(*[np.array([5.0, 8.0, 5.0]) / 18] * 2).ravel()
 
@@ -98,7 +133,7 @@ def curved(theta, x, y):
     return where, numbers, x[where][:, None] + PIXEL_X, y[where][:, None] + PIXEL_Y
 
 
-def core(theta, x, y):
+def core(theta, x, y, slopes_at=slopes_at):
     """Core of unit flux in pixels at offsets from its centre, with derivatives.
 
     Parameters
@@ -107,16 +142,17 @@ def core(theta, x, y):
         ln FWHM (pix), e1, e2, ln(beta - 1), share of the wide part.
     x, y : arrays [..., P], pix
         Offsets of the pixels' centres from the centre of the star.
+    slopes_at : `slopes_at` or `moves_at`
 
     Returns
     -------
     value : array [..., P]
-    derivatives : array [..., 7, P]
-        By the position of the star (x, y) and the five numbers of `theta`.
+    derivatives : array [..., 7, P], or [..., 2, P]
+        By the position of the star (x, y) and the five numbers of `theta`; with `moves_at` by the position alone.
     """
-    value, derivatives = point_core(theta, x, y)
+    value, derivatives = slopes_at(theta, x, y, pixel=True)
     where, *points = curved(theta, x, y)
-    fine_value, fine_derivatives = point_core(*points)
+    fine_value, fine_derivatives = slopes_at(*points)
     value[where] = fine_value @ PIXEL_WEIGHTS
     np.moveaxis(derivatives, -2, -1)[where] = fine_derivatives @ PIXEL_WEIGHTS
     return value, derivatives
@@ -124,12 +160,12 @@ def core(theta, x, y):
 
 def core_value(theta, x, y):
     "The value of `core` without its derivatives, array [..., P]."
-    value = point_value(theta, x, y)
+    value = value_at(theta, x, y, pixel=True)
     where, *points = curved(theta, x, y)
-    value[where] = point_value(*points) @ PIXEL_WEIGHTS
+    value[where] = value_at(*points) @ PIXEL_WEIGHTS
     return value
 
-# %% ../../nbs/22_psf_core.ipynb #c014
+# %% ../../nbs/22_psf_core.ipynb #c016
 PIXEL_WIDTH2 = 0.74
 
 
@@ -144,14 +180,14 @@ def fwhm_before_pixel(fwhm_pix: float) -> float:
     "FWHM (pix) before the pixel of a star that is seen with a given FWHM; at least half of it."
     return float(np.sqrt(max(fwhm_pix**2 - PIXEL_WIDTH2, 0.25 * fwhm_pix**2)))
 
-# %% ../../nbs/22_psf_core.ipynb #c018
+# %% ../../nbs/22_psf_core.ipynb #c020
 def offsets(half: int, step: float = 1.0):
     "Flat arrays x, y (pix) of a square grid around 0 that reaches `half` pixels to each side."
     axis = np.arange(-round(half / step), round(half / step) + 1) * step
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return x.ravel(), y.ravel()
 
-# %% ../../nbs/22_psf_core.ipynb #c021
+# %% ../../nbs/22_psf_core.ipynb #c023
 GRID_HALF = 9
 
 
@@ -185,13 +221,14 @@ def shift_matrix(shift, half: int, grid_half: int, step: float = 1.0, pixel: flo
     matrix : array [..., pixels, nodes]
         Zero for pixels beyond the grid.
     """
-    pixels = np.arange(-round(half / pixel), round(half / pixel) + 1) * pixel - np.asarray(shift)[..., None]
-    reach = round(grid_half / step)
-    nodes = np.arange(-reach, reach + 1)
-    matrix = dirichlet(pixels[..., None] / step - nodes, 2 * reach + 1)
-    return np.where(np.abs(pixels)[..., None] <= grid_half + 0.5, matrix, 0.0)
+    shift, reach, ratio = np.asarray(shift, float), round(grid_half / step), pixel / step
+    pixels, nodes, unit = np.arange(-round(half / pixel), round(half / pixel) + 1), np.arange(-reach, reach + 1), min(1.0, ratio)
+    apart = np.rint((pixels[:, None] * ratio - nodes) / unit).astype(int)
+    kernel = dirichlet(np.arange(apart.min(), apart.max() + 1) * unit - shift[..., None] / step, 2 * reach + 1)
+    covered = np.abs(pixels * pixel - shift[..., None]) <= grid_half + 0.5
+    return kernel[..., apart - apart.min()] * covered[..., None]
 
-# %% ../../nbs/22_psf_core.ipynb #c024
+# %% ../../nbs/22_psf_core.ipynb #c026
 def evaluate_grid(grid, x, y, half: int, step: float = 1.0, pixel: float = 1.0):
     """The residual grid as seen by stars at sub-pixel positions.
 
@@ -211,7 +248,32 @@ def evaluate_grid(grid, x, y, half: int, step: float = 1.0, pixel: float = 1.0):
     images = rows @ grid @ np.swapaxes(columns, -1, -2)
     return images.reshape(*images.shape[:-2], images.shape[-2] * images.shape[-1])
 
-# %% ../../nbs/22_psf_core.ipynb #c027
+
+def add_grid(grid, x, y, half: int, step: float, value, moves=None, delta: float = 0.01) -> None:
+    """Add the residual grid to images of stars, and its derivatives by their places.
+
+    Only the pixels that the grid covers are touched; derivatives are central differences.
+
+    Parameters
+    ----------
+    grid, x, y, half, step
+        As in `evaluate_grid`.
+    value : array [N, P], changed
+    moves : array [N, 2, P], changed, or None
+    """
+    reach = round((grid.shape[0] - 1) * step / 2)
+    inner = int(min(half, reach + np.ceil(max(np.abs(x).max(initial=0), np.abs(y).max(initial=0))) + 1))
+    middle = slice(half - inner, half + inner + 1)
+    square = lambda images: images.reshape(*images.shape[:-1], 2 * half + 1, 2 * half + 1)[..., middle, middle]
+    at = lambda shift: shift_matrix(shift, inner, reach, step)
+    rows, columns = at(y) @ grid, np.swapaxes(at(x), -1, -2)
+    square(value)[...] += rows @ columns
+    if moves is not None:
+        steep_rows, steep_columns = ((at(place + delta) - at(place - delta)) / (2 * delta) for place in (y, x))
+        square(moves[:, 0])[...] += rows @ np.swapaxes(steep_columns, -1, -2)
+        square(moves[:, 1])[...] += steep_rows @ grid @ columns
+
+# %% ../../nbs/22_psf_core.ipynb #c029
 CORRELATION_LENGTH = 0.42
 MODES = 150
 

@@ -7,7 +7,7 @@ __all__ = ['NO_FIXED', 'ANALYTIC_BETA', 'ANALYTIC_WIDE', 'STAR_COLUMNS', 'PRODUC
            'polynomial_terms', 'BandPSF', 'sample_psf', 'centre_crop', 'flux_slopes', 'empty_stars', 'analytic_psf',
            'to_hdus', 'star_table', 'native', 'from_hdus', 'enclosed_flux', 'growth_radii']
 
-# %% ../../nbs/22b_psf_model.ipynb #c002
+# %% ../../nbs/22b_psf_model.ipynb #c003
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..sky import cell_index, make_cells
 
-# %% ../../nbs/22b_psf_model.ipynb #c005
+# %% ../../nbs/22b_psf_model.ipynb #c007
 def powers(degree: int) -> list[tuple[int, int]]:
     "Exponents (i, j) of the terms u^i v^j up to a total `degree`, lowest degree first."
     return [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
@@ -40,7 +40,7 @@ def polynomial_terms(x, y, shape: tuple[int, int], degree: int):
     v = 2 * np.asarray(y, float) / max(shape[0] - 1, 1) - 1
     return np.stack([u**i * v**j for i, j in powers(degree)], axis=-1)
 
-# %% ../../nbs/22b_psf_model.ipynb #c008
+# %% ../../nbs/22b_psf_model.ipynb #c010
 NO_FIXED = np.zeros((0, 1, 1))
 
 
@@ -95,6 +95,19 @@ class BandPSF:
         if self.has_offset(*place, min_nstars):
             shape = shape + self.cell_offset[self.cell(*place)]
         return np.append(shape, [self.ln_beta, self.wide])
+
+    def thetas(self, x, y) -> np.ndarray:
+        "The five numbers [N, 5] of the core at many positions, as `theta` gives them."
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        cell = cell_index(self.shape, self.ngrid, x, y)
+        own = (self.cell_nstars[cell] >= 1)[:, None] * self.cell_offset[cell]
+        rest = np.broadcast_to([self.ln_beta, self.wide], (len(x), 2))
+        return np.concatenate([polynomial_terms(x, y, self.shape, self.degree) @ self.coef.T + own, rest], axis=1)
+
+    @property
+    def grid(self) -> np.ndarray | None:
+        "The residual grid, or None where there is none."
+        return self.residual if self.residual.size > 1 else None
 
     def fwhm(self, x: float, y: float, min_nstars: int = 0) -> float:
         "FWHM (pix) of a star's image at a position; `exp(theta[0])` is that before the pixel."
@@ -198,7 +211,7 @@ class BandPSF:
                 raise UserError(f"{path}: not a PSF model of tract7dt; run the ePSF stage again")
             return from_hdus(hdus)
 
-# %% ../../nbs/22b_psf_model.ipynb #c009
+# %% ../../nbs/22b_psf_model.ipynb #c011
 def sample_psf(theta, residual, residual_step: float, size: int, oversamp: int = 1) -> np.ndarray:
     "Core plus residual on a grid of `size` pixels, not normalised."
     x, y = offsets(size // 2, 1 / oversamp)
@@ -215,7 +228,7 @@ def centre_crop(stamp, side: int, oversamp: int = 1) -> np.ndarray:
     inner = np.asarray(stamp, float)[cut:stamp.shape[0] - cut, cut:stamp.shape[1] - cut]
     return inner * (oversamp**2 / inner.sum())
 
-# %% ../../nbs/22b_psf_model.ipynb #c011
+# %% ../../nbs/22b_psf_model.ipynb #c013
 def flux_slopes(theta, residual, residual_step: float, size: int = 55) -> np.ndarray:
     "Change of a fitted flux, relative, per unit of each of the core's five numbers."
     x, y = offsets(size // 2)
@@ -226,7 +239,7 @@ def flux_slopes(theta, residual, residual_step: float, size: int = 55) -> np.nda
     normalised = (slopes - psf * slopes.sum(axis=1, keepdims=True)) / total
     return -(normalised @ psf) / (psf @ psf)
 
-# %% ../../nbs/22b_psf_model.ipynb #c013
+# %% ../../nbs/22b_psf_model.ipynb #c015
 ANALYTIC_BETA = 3.0
 ANALYTIC_WIDE = 0.04
 STAR_COLUMNS = {
@@ -253,7 +266,7 @@ def analytic_psf(band: str, shape: tuple[int, int], ngrid: int, fwhm_pix: float,
         cell_snr=np.zeros(cells), fixed=NO_FIXED, fixed_index=np.full(cells, -1), nstars=0, rejected_fraction=0.0,
         stars=empty_stars() if stars is None else stars, warnings=tuple(warnings))
 
-# %% ../../nbs/22b_psf_model.ipynb #c020
+# %% ../../nbs/22b_psf_model.ipynb #c022
 PRODUCT = "tract7dt psf model 2"
 HEADER_CARDS = {
     "band": "BAND", "ngrid": "NGRID", "source": "SOURCE", "ln_beta": "LNBETA", "wide": "WIDE", "residual_step": "RESSTEP",
@@ -303,7 +316,7 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         stars=pd.DataFrame({name: native(stars[name]).astype(kind) for name, kind in STAR_COLUMNS.items()}),
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]))
 
-# %% ../../nbs/22b_psf_model.ipynb #c023
+# %% ../../nbs/22b_psf_model.ipynb #c025
 def enclosed_flux(stamp, radii) -> np.ndarray:
     "Share of the stamp's sum within circles of the given radii (pix) around its centre."
     image = np.ascontiguousarray(stamp, dtype=float)

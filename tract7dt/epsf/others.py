@@ -6,7 +6,7 @@
 __all__ = ['STACK_MIN_STARS', 'STACK_RADIUS', 'stack_stars', 'join_tail', 'annulus_pixels', 'annulus_levels', 'with_stacks',
            'read_stamp', 'given_psf']
 
-# %% ../../nbs/24c_psf_others.ipynb #c002
+# %% ../../nbs/24c_psf_others.ipynb #c003
 import warnings as python_warnings
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .model import BandPSF, analytic_psf, centre_crop, growth_radii
 from ..errors import UserError
 from ..sky import Cell, cell_index, make_cells
 
-# %% ../../nbs/24c_psf_others.ipynb #c005
+# %% ../../nbs/24c_psf_others.ipynb #c007
 STACK_MIN_STARS = 3
 STACK_RADIUS = (6.0, 8.0)
 
@@ -51,8 +51,8 @@ def stack_stars(images, dx, dy, settings) -> np.ndarray:
 
     half = images.shape[1] // 2
     seen = np.isfinite(images)
-    stars = EPSFStars([EPSFStar(image, weights=weight, cutout_center=(half + x, half + y))
-                       for image, weight, x, y in zip(np.where(seen, images, 0.0), seen.astype(float), dx, dy)])
+    stars = EPSFStars([EPSFStar(image, weights=weight, cutout_center=(half + x, half + y), id_label=number)
+                       for number, (image, weight, x, y) in enumerate(zip(np.where(seen, images, 0.0), seen.astype(float), dx, dy), 1)])
     builder = EPSFBuilder(
         oversampling=settings.oversamp, maxiters=settings.maxiters, progress_bar=False,
         smoothing_kernel=None if settings.oversamp == 1 else "quartic", recentering_boxsize=settings.recenter_boxsize,
@@ -116,9 +116,7 @@ def with_stacks(fit: BandFit, stars: BandStars, settings) -> BandPSF:
     psf, used = fit.psf, np.flatnonzero(fit.used)
     some = stars.take(used)
     x, y = some.stamps.x, some.stamps.y
-    theta = np.array([psf.theta(*place) for place in zip(x, y)])
-    grid = psf.residual if psf.residual.size > 1 else None
-    images, light, state = cleaned_stamps(some, theta, grid, psf.residual_step)
+    images, light, state = cleaned_stamps(some, psf.thetas(x, y), psf.grid, psf.residual_step)
     if settings.star_local_bkg_subtract:
         images = images - annulus_levels(images - light, settings)[0][:, None, None]
     cell = cell_index(psf.shape, psf.ngrid, x, y)
@@ -139,7 +137,7 @@ def with_stacks(fit: BandFit, stars: BandStars, settings) -> BandPSF:
         return replace(psf, warnings=tuple(notes))
     return replace(psf, source="photutils", fixed=np.array(stamps), fixed_index=index, warnings=tuple(notes))
 
-# %% ../../nbs/24c_psf_others.ipynb #c009
+# %% ../../nbs/24c_psf_others.ipynb #c011
 def read_stamp(path: Path, key: str = "epsf.psf_fits") -> np.ndarray:
     """A PSF stamp from the first image of a FITS file.
 

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['StarStack', 'stack_residuals']
 
-# %% ../../nbs/26b_psf_residuals.ipynb #c002
+# %% ../../nbs/26b_psf_residuals.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
 
-from .build import read_pixels
+from .band import read_pixels
 from .model import BandPSF
-from .starfit import cut_stamps, fit_stars, flat, psf_images, start_state
+from .starfit import fit_stars, flat, psf_value, start_state
 from ..frames import Band
 
-# %% ../../nbs/26b_psf_residuals.ipynb #c004
+# %% ../../nbs/26b_psf_residuals.ipynb #c006
 @dataclass(frozen=True)
 class StarStack:
     "Median of stars scaled to unit flux: `data`, `model`, `residual` [n, n]; `count` stars; `peak` of the model."
@@ -54,12 +54,10 @@ def stack_residuals(band: Band, psf: BandPSF, settings, cell_tag: str | None = N
     if stars.empty or not (stars.flux > 0).all():
         return None
     frame = read_pixels(band, settings).frame
-    stamps = cut_stamps(frame.image, frame.good & ~frame.saturated, frame.sky_sigma, frame.gain, stars.x.to_numpy(),
-                        stars.y.to_numpy(), np.arange(len(stars)), half)
-    theta = np.array([psf.theta(x, y) for x, y in zip(stars.x, stars.y)])
-    grid = psf.residual if psf.residual.size > 1 else None
-    state = fit_stars(stamps, theta, grid, psf.residual_step, start_state(stamps, stars.flux))
-    model, _ = psf_images(theta, grid, psf.residual_step, state, half)
+    stamps = frame.stamps(stars.x.to_numpy(), stars.y.to_numpy(), np.arange(len(stars)), half)
+    theta = psf.thetas(stars.x, stars.y)
+    state = fit_stars(stamps, theta, psf.grid, psf.residual_step, start_state(stamps, stars.flux))
+    model = psf_value(theta, psf.grid, psf.residual_step, state, half)
     data = (flat(stamps.data) - state.sky[:, None]) / state.flux[:, None]
     usable = np.ma.masked_array(np.stack([data, model, data - model]), np.broadcast_to(~flat(stamps.good), (3, *data.shape)))
     middle = np.ma.median(usable, axis=1).filled(0.0).reshape(3, 2 * half + 1, 2 * half + 1)

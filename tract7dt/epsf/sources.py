@@ -7,7 +7,7 @@ __all__ = ['LIST_SIGMA', 'LIST_MINAREA', 'CATALOG_RADIUS', 'GAIA_RADIUS', 'LEAK_
            'detect', 'Positions', 'join_sources', 'background_map', 'leak_table', 'unmix', 'crowding', 'BandFrame',
            'aperture_fluxes', 'inside_frame']
 
-# %% ../../nbs/24_psf_sources.ipynb #c002
+# %% ../../nbs/24_psf_sources.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,9 @@ from scipy.spatial import cKDTree
 
 from .core import core_value, fwhm_before_pixel, offsets
 from .model import ANALYTIC_BETA, ANALYTIC_WIDE
+from .starfit import StarStamps, cut_stamps
 
-# %% ../../nbs/24_psf_sources.ipynb #c005
+# %% ../../nbs/24_psf_sources.ipynb #c007
 @dataclass(frozen=True)
 class SourceList:
     """Sources that stars are chosen from, and that stars have as neighbours.
@@ -56,7 +57,7 @@ def match_one_to_one(x, y, other_x, other_y, radius: float) -> np.ndarray:
             partner[i], taken[j] = j, True
     return partner
 
-# %% ../../nbs/24_psf_sources.ipynb #c007
+# %% ../../nbs/24_psf_sources.ipynb #c009
 LIST_SIGMA = 4.0
 LIST_MINAREA = 5
 CATALOG_RADIUS = 2.5
@@ -127,7 +128,7 @@ def join_sources(detections, catalog: Positions, gaia: Positions, gaia_radius: f
         np.arange(len(x) + lost + rest) < len(x),
         np.concatenate([is_gaia, np.ones(lost, bool), np.zeros(rest, bool)]))
 
-# %% ../../nbs/24_psf_sources.ipynb #c012
+# %% ../../nbs/24_psf_sources.ipynb #c014
 def background_map(image, good, sky_sigma, settings):
     """Background of a band and its local noise, with the share of pixels that were hidden.
 
@@ -149,7 +150,7 @@ def background_map(image, good, sky_sigma, settings):
     model = sep.Background(np.ascontiguousarray(image), mask=hidden, bw=mesh, bh=mesh, fw=smooth, fh=smooth)
     return model.back(), model.rms(), hidden
 
-# %% ../../nbs/24_psf_sources.ipynb #c015
+# %% ../../nbs/24_psf_sources.ipynb #c017
 LEAK_REACH = 30.0
 
 
@@ -189,7 +190,7 @@ def crowding(flux, x, y, fwhm_pix: float):
     inside = np.bincount(near["i"], flux[near["j"]] * overlap, minlength=len(x)) / own
     return inside, within
 
-# %% ../../nbs/24_psf_sources.ipynb #c019
+# %% ../../nbs/24_psf_sources.ipynb #c021
 @dataclass(frozen=True)
 class BandFrame:
     "Pixels of a band, background removed: image, good, saturated [H, W], sky_sigma (number or array), gain (e- per count)."
@@ -198,6 +199,10 @@ class BandFrame:
     saturated: np.ndarray
     sky_sigma: float | np.ndarray
     gain: float
+
+    def stamps(self, x, y, source, half: int) -> StarStamps:
+        "Stamps around positions [N] whose rows in the list are `source`, without the pixels that are no good or saturated."
+        return cut_stamps(self.image, self.good & ~self.saturated, self.sky_sigma, self.gain, x, y, source, half)
 
 
 def aperture_fluxes(frame: BandFrame, sources: SourceList, fwhm_pix: float, settings):

@@ -7,7 +7,7 @@ __all__ = ['SUMS_OF_GAUSSIANS', 'FINE_BELOW_PIX', 'IN_MEMORY', 'PatchPSF', 'low_
            'load_model', 'cell_centre', 'mixture_stamp', 'kept_mixture', 'in_form', 'header_fwhm', 'fallback_stamp',
            'analytic_answer', 'model_answer', 'psf_of_model', 'psf_for_patch']
 
-# %% ../../nbs/25_psf_use.ipynb #c002
+# %% ../../nbs/25_psf_use.ipynb #c003
 import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bandfit import MIN_STARS
+from .solve import MIN_STARS
 from .model import BandPSF, analytic_psf, centre_crop
 from ..files import atomic_path, fingerprint
 from ..fit.problem import PixelPSF
@@ -23,7 +23,7 @@ from ..fit.psf import GAUSSIAN_WIDTHS, gaussian_psf, moffat_psf
 from ..fit.psf_forms import hybrid_psf, mixture_psf
 from ..sky import make_cells
 
-# %% ../../nbs/25_psf_use.ipynb #c005
+# %% ../../nbs/25_psf_use.ipynb #c006
 @dataclass(frozen=True)
 class PatchPSF:
     """The PSF of one band for one patch.
@@ -66,7 +66,7 @@ class PatchPSF:
 
 SUMS_OF_GAUSSIANS = ("gaussian_mixture_from_stamp", "ncircular_gaussian", "gaussian_mixture")
 
-# %% ../../nbs/25_psf_use.ipynb #c007
+# %% ../../nbs/25_psf_use.ipynb #c008
 def low_star_reason(nstars: int, least: int) -> str:
     "The reason for a fallback that is due to too few stars of a band."
     if nstars >= least:
@@ -78,7 +78,7 @@ def stars_found(model: BandPSF) -> int:
     "Stars that a band without a fit has all the same."
     return int((model.stars["reason"] == "too_few").sum())
 
-# %% ../../nbs/25_psf_use.ipynb #c009
+# %% ../../nbs/25_psf_use.ipynb #c010
 FINE_BELOW_PIX = 3.6
 
 
@@ -98,7 +98,7 @@ def cell_centre(model: BandPSF, cell_tag: str) -> tuple[float, float]:
     "Middle of a cell given by its tag."
     return next(cell.box.centre for cell in make_cells(model.shape, model.ngrid) if cell.tag == cell_tag)
 
-# %% ../../nbs/25_psf_use.ipynb #c012
+# %% ../../nbs/25_psf_use.ipynb #c013
 @lru_cache(maxsize=64)
 def mixture_stamp(stamp: bytes, side: int, oversamp: int, components: int) -> np.ndarray:
     "The sum of Gaussians fitted to a stamp (float64 values of a square of `side` samples)."
@@ -129,7 +129,7 @@ def in_form(psf: PatchPSF, settings, kept: Path | None) -> PatchPSF:
         return replace(psf, form=settings.psf_model, stamp=hybrid_psf(PixelPSF(psf.stamp, psf.oversamp)).stamp)
     return psf
 
-# %% ../../nbs/25_psf_use.ipynb #c014
+# %% ../../nbs/25_psf_use.ipynb #c015
 def header_fwhm(fwhm_pix: float | None, default_fwhm_pix: float) -> float:
     "The header's seeing in pixels, or the default where the header has none."
     return float(fwhm_pix) if fwhm_pix is not None and np.isfinite(fwhm_pix) and fwhm_pix > 0 else float(default_fwhm_pix)
@@ -158,7 +158,7 @@ def analytic_answer(cfg, fwhm_pix: float | None, path, reason: str) -> PatchPSF:
     error = replace(analytic_psf("", (2, 2), 1, fwhm), ln_beta=float(np.log(beta - 1)), wide=0.0).eps_pred(0, 0)
     return PatchPSF(stamp, cfg.epsf.oversamp, "analytic", error, 0, reason, str(path), path.exists(), cfg.patch_run.psf_fallback_model)
 
-# %% ../../nbs/25_psf_use.ipynb #c016
+# %% ../../nbs/25_psf_use.ipynb #c017
 IN_MEMORY = Path("in memory")
 
 

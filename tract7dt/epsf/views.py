@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['BandView', 'view_band', 'StarViews', 'listed', 'view_stars', 'neighbours_at']
 
-# %% ../../nbs/26c_psf_views.ipynb #c002
+# %% ../../nbs/26c_psf_views.ipynb #c003
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
-from .bandfit import settle
-from .build import read_pixels
+from .band import read_pixels
 from .model import BandPSF
+from .neighbours import Neighbours, find_neighbours, settle
 from .others import annulus_levels
 from .sources import BandFrame, SourceList, aperture_fluxes
-from .starfit import (
-    Neighbours, cut_stamps, find_neighbours, flat, neighbour_light, pixel_weights, psf_images, start_state)
+from .starfit import flat, pixel_weights, psf_value, start_state
 from .use import header_fwhm
 from ..frames import Band
 
-# %% ../../nbs/26c_psf_views.ipynb #c005
+# %% ../../nbs/26c_psf_views.ipynb #c007
 @dataclass(frozen=True)
 class BandView:
     """Pixels of a band as the ePSF stage saw them, all [H, W].
@@ -74,7 +74,7 @@ def view_band(band: Band, settings, sources: SourceList | None = None, default_f
         flux, _ = aperture_fluxes(pixels.frame, sources, header_fwhm(band.fwhm_pix, default_fwhm_pix), settings)
     return BandView(band.name, pixels.frame.image + pixels.background, pixels.background, pixels.hidden, pixels.frame, sources, flux)
 
-# %% ../../nbs/26c_psf_views.ipynb #c007
+# %% ../../nbs/26c_psf_views.ipynb #c009
 @dataclass(frozen=True)
 class StarViews:
     """Stars of a PSF and what was made of them; images [N, n, n] are NaN where a pixel is not good.
@@ -130,7 +130,7 @@ class StarViews:
         arrays = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__ if name != "table"}
         return StarViews(self.table.iloc[rows], **arrays)
 
-# %% ../../nbs/26c_psf_views.ipynb #c008
+# %% ../../nbs/26c_psf_views.ipynb #c010
 def listed(psf: BandPSF, cell_tag: str | None, most: int | None, rejected: bool) -> pd.DataFrame:
     "Used stars of a model (those rejected by the fit too), brightest first, with their `id` in the cell."
     stars = psf.stars[psf.stars.accepted | (rejected & (psf.stars.reason == "chi2"))].sort_values(["snr", "x"], ascending=[False, True])
@@ -155,14 +155,10 @@ def view_stars(view: BandView, psf: BandPSF, settings, cell_tag: str | None = No
     """
     table, half, frame = listed(psf, cell_tag, most, rejected), settings.cutout_size // 2, view.frame
     x, y = table.x.to_numpy(), table.y.to_numpy()
-    stamps = cut_stamps(frame.image, frame.good & ~frame.saturated, frame.sky_sigma, frame.gain, x, y, np.arange(len(x)), half)
-    near = neighbours_at(view, x, y)
-    theta = np.array([psf.theta(*place) for place in zip(x, y)]).reshape(-1, 5)
-    grid = psf.residual if psf.residual.size > 1 else None
+    stamps, theta, near = frame.stamps(x, y, np.arange(len(x)), half), psf.thetas(x, y), neighbours_at(view, x, y, half)
     first = np.where(table.flux > 0, table.flux, 1.0)
-    state, _, images = settle(stamps, near, theta, grid, psf.residual_step, start_state(stamps, first, near.dx.shape[1]))
-    star = state.flux[:, None] * psf_images(theta, grid, psf.residual_step, state, half)[0]
-    around = np.broadcast_to(neighbour_light(images, state), star.shape)
+    state, _, around = settle(stamps, near, theta, psf.grid, psf.residual_step, start_state(stamps, first, near.columns))
+    star = state.flux[:, None] * psf_value(theta, psf.grid, psf.residual_step, state, half)
     raw = np.where(flat(stamps.good), flat(stamps.data), np.nan)
     square = lambda images: images.reshape(stamps.data.shape)
     level, kept = annulus_levels(square(raw - around - star), settings)
@@ -171,10 +167,10 @@ def view_stars(view: BandView, psf: BandPSF, settings, cell_tag: str | None = No
     return StarViews(table, *(square(images) for images in (raw, around, star, noise)), state.sky, kept, level)
 
 
-def neighbours_at(view: BandView, x, y) -> Neighbours:
-    "Neighbours of stars at these positions; nobody without a source list."
+def neighbours_at(view: BandView, x, y, half: int) -> Neighbours:
+    "Neighbours of stars at these positions, for stamps that reach `half` pixels; nobody without a source list."
     if view.sources is None or not len(x):
-        return Neighbours(*(np.zeros((len(x), 0)) for _ in range(3)), np.zeros((len(x), 0), bool))
+        return Neighbours.nobody(len(x))
     sources = view.sources
-    star = np.hypot(sources.x - x[:, None], sources.y - y[:, None]).argmin(axis=1)
-    return find_neighbours(sources.x, sources.y, sources.re, view.flux, star)
+    _, star = cKDTree(np.column_stack([sources.x, sources.y])).query(np.column_stack([x, y]))
+    return find_neighbours(sources.x, sources.y, sources.re, view.flux, star, half)
