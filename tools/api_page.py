@@ -14,7 +14,7 @@ from importlib import import_module
 
 from nbdev.config import get_config
 
-WIDTH = 88
+WIDTH = 80
 
 
 @cache
