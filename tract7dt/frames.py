@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READ_ERRORS', 'ROWS_AT_ONCE', 'KEPT_UNPACKED', 'MaskBit', 'BandPixels', 'unpacking_errors', 'FitsImage', 'Unpacked',
-           'unpack', 'locate_image', 'Band', 'crop_wcs', 'read_weight', 'weight_path', 'relative_factor']
+           'unpack', 'locate_image', 'is_there', 'Band', 'crop_wcs', 'read_weight', 'weight_path', 'relative_factor']
 
 # %% ../nbs/10_frames.ipynb #c003
 import re
@@ -175,7 +175,7 @@ def locate_image(path: Path) -> tuple[FitsImage, fits.Header]:
     UserError
         If the file is missing, is no FITS file, is truncated, or has no single 2-D image.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file")
     try:
         with warnings.catch_warnings(action="ignore", category=AstropyWarning), fits.open(path) as hdus:
@@ -184,6 +184,14 @@ def locate_image(path: Path) -> tuple[FitsImage, fits.Header]:
             return _describe(path, hdus, index), _header(hdus, index)
     except READ_ERRORS as failure:
         raise UserError(f"{path}: not a readable FITS file ({failure}); expected a 2-D image in the primary HDU") from failure
+
+
+def is_there(path: Path) -> bool:
+    "Whether there is a file of this name; a name that no file can have, being too long, is not there."
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _is_image(hdu) -> bool:
@@ -325,9 +333,9 @@ def _fill(band: Band, pixels: BandPixels, box: Box, here: tuple[slice, slice]) -
     raw = band.source.section(box)
     with np.errstate(over="ignore", invalid="ignore"):
         image = np.asarray(raw * band.scale, np.float32)
+        saturated = np.isfinite(raw) & (raw >= (np.inf if band.saturation_level is None else band.saturation_level))
     mask = np.where(np.isfinite(image), np.uint8(0), np.uint8(MaskBit.NON_FINITE))
-    if band.saturation_level is not None:
-        mask[np.isfinite(raw) & (raw >= band.saturation_level)] |= np.uint8(MaskBit.SATURATED)
+    mask[saturated] |= np.uint8(MaskBit.SATURATED)
     if band.weight is not None:
         weight = read_weight(band, box)
         mask[weight == 0] |= np.uint8(MaskBit.NON_FINITE)

@@ -15,7 +15,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from .use import header_fwhm
 from ..errors import UserError
 from ..files import Layout, atomic_path, write_json
 from ..gaia_table import gaia_stars
-from ..machine import memory_bound_gb, worker_count
+from ..machine import end_with_parent, memory_bound_gb, worker_count
 from ..sky import Cell, active_cells, make_cells, to_pixels
 
 # %% ../../nbs/26_epsf.ipynb #c007
@@ -126,7 +126,7 @@ def band_pool(count: int):
     if count == 1:
         yield None
         return
-    pool, finished = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver")), False
+    pool, finished = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"), initializer=end_with_parent), False
     try:
         yield pool
         finished = True
@@ -146,11 +146,12 @@ class EPSFGrid:
     """The ePSF of a tile.
 
     `bands`: the model of each band that has one; `cells`: a stamp and a record for each band and active cell, sorted;
-    `failures`: bands without a model.
+    `failures`: bands without a model; `sources`: the list that stars and neighbours were chosen from (None with given PSFs).
     """
     bands: dict[str, BandPSF]
     cells: tuple[CellPSF, ...]
     failures: tuple[BandFailure, ...]
+    sources: SourceList | None = None
 
     def cell(self, band: str, tag: str) -> CellPSF:
         "The product of a band and a cell."
@@ -208,10 +209,9 @@ def idle_keys(settings) -> list[str]:
     return [name for name in idle if getattr(settings, name) != getattr(defaults, name)]
 
 
-def build_models(tile, cfg, pool, gaia) -> tuple[dict[str, BandPSF], dict[str, dict], dict[str, str]]:
+def build_models(tile, cfg, pool, gaia, sources: SourceList) -> tuple[dict[str, BandPSF], dict[str, dict], dict[str, str]]:
     "Models, background numbers by cell, and errors, by band."
     settings, mode = cfg.epsf, effective_mode(cfg, gaia)
-    sources = list_sources(tile, cfg, gaia if mode != "sep" else None)
     log.info("ePSF: %d sources in the list, %d of them in Gaia", len(sources), sources.gaia.sum())
     seen = run_tasks(pool, survey_task, {
         band.name: (band, sources, settings, mode, in_magnitude_range(sources, band.name, gaia, tile.wcs, settings),
@@ -260,11 +260,13 @@ def build_epsf(tile, cfg, workers: int | str | None = None) -> EPSFGrid:
         log.info("ePSF: the %s builder makes no use of epsf.%s", cfg.epsf.builder, ", epsf.".join(idle_keys(cfg.epsf)))
     wanted = workers if workers is not None else cfg.epsf.max_workers if cfg.epsf.parallel_bands else 1
     count = band_workers(wanted, len(tile.bands), tile.shape, cfg.performance.max_memory_gb)
+    mode = effective_mode(cfg, gaia)
+    sources = list_sources(tile, cfg, gaia if mode != "sep" else None)
     with band_pool(count) as pool:
-        models, backgrounds, errors = build_models(tile, cfg, pool, gaia)
+        models, backgrounds, errors = build_models(tile, cfg, pool, gaia, sources)
     for band, error in errors.items():
         log.error("ePSF of band %s failed: %s; the other bands stand, mend the cause and run run-epsf again", band, error)
-    return assemble(tile, cfg, effective_mode(cfg, gaia), models, backgrounds, errors)
+    return replace(assemble(tile, cfg, mode, models, backgrounds, errors), sources=sources)
 
 
 def cells_of(tile, settings) -> tuple[Cell, ...]:

@@ -20,6 +20,7 @@ from .bandfit import BandFit, BandStars, cleaned_stamps
 from .core import offsets
 from .model import BandPSF, analytic_psf, centre_crop, growth_radii
 from ..errors import UserError
+from ..files import psf_file
 from ..sky import Cell, cell_index, make_cells
 
 # %% ../../nbs/24c_psf_others.ipynb #c007
@@ -171,7 +172,7 @@ def given_psf(band: str, shape, settings, cells: tuple[Cell, ...]) -> BandPSF:
         If a file cannot be used.
     """
     pattern = str(settings.psf_fits)
-    paths = {cell.tag: Path(pattern.replace("{band}", band).replace("{cell}", cell.tag)) for cell in cells}
+    paths = {cell.tag: psf_file(settings.psf_fits, band, cell.tag) for cell in cells}
     different = sorted(set(paths.values()))
     side = (settings.final_psf_size - 1) * settings.oversamp + 1
     stamps = [centre_crop(read_stamp(path), side, settings.oversamp) for path in different]
