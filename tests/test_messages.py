@@ -22,7 +22,7 @@ COMPLETED_BY_THE_CALLER = {
 }
 PASSED_ON = {
     "tract7dt.errors Problems.raise_if_any": "joins what problems.error noted",
-    "tract7dt.configfile Findings.raise_if_any": "joins what findings.add noted",
+    "tract7dt.yamlfile Findings.raise_if_any": "joins what findings.add noted",
 }
 
 
