@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['log', 'JOINED_AT_ONCE', 'psf_record', 'stage_record', 'optimizer_record', 'patch_meta', 'stalls', 'prior_counts',
            'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'run_patch', 'RunSummary', 'collect', 'retry_lost',
-           'make_psfs', 'prepare_cells', 'run_patches', 'joined', 'read_patch_catalogs']
+           'make_psfs', 'prepare_cells', 'run_patches', 'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c003
+import csv
 import logging
 import shutil
 import time
 import traceback
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -23,7 +26,7 @@ from . import __version__, redo
 from .columns import all_columns, as_declared, fitted_bands
 from .errors import list_some
 from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost
-from .files import Layout, file_fingerprint, read_csv, write_csv, write_json, write_text
+from .files import Layout, file_fingerprint, write_csv, write_json, write_text
 from .fit.flags import FitStatus
 from .fit.problem import FitResult
 from .logs import progress
@@ -35,7 +38,7 @@ from .pictures import DRAWING_ERRORS, draw_patch
 # %% ../nbs/51_run.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/51_run.ipynb #c010
+# %% ../nbs/51_run.ipynb #c009
 def psf_record(psfs: dict, least: int) -> dict:
     "What meta.json says about the PSFs of a patch; `least` is patch_run.min_epsf_nstars_for_use."
     columns = {name: value for name, value in psf_columns(psfs, least).items() if not name.endswith("_json")}
@@ -153,8 +156,8 @@ def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     why = why or ("its catalog is missing" if cfg.patch_run.resume else "patch_run.resume is off")
     return PatchDone(tag, done, time.perf_counter() - start, skipped=False, why=why, picture_problem=picture_problem(fit, layout, cfg))
 
-# %% ../nbs/51_run.ipynb #c014
-@dataclass(frozen=True)
+# %% ../nbs/51_run.ipynb #c013
+@dataclass(frozen=True, repr=False)
 class RunSummary:
     "Outcome of all patches of a run."
     done: dict[str, PatchDone]
@@ -163,6 +166,18 @@ class RunSummary:
     @property
     def ok(self) -> bool:
         return not self.failures
+
+    def __repr__(self) -> str:
+        skipped = sum(done.skipped for done in self.done.values())
+        seconds = sum(done.seconds for done in self.done.values())
+        return f"{len(self.done)} patches fitted ({skipped} of them before), {len(self.failures)} failed, {seconds:.1f} s in all"
+
+    def _repr_html_(self) -> str:
+        from tract7dt.display import card, table_html
+        rows = [(tag, "failed", why) for tag, why in self.failures.items()]
+        slowest = sorted(self.done.values(), key=lambda done: -done.seconds)[:5]
+        rows += [(done.tag, "skipped" if done.skipped else f"{done.seconds:.2f} s", done.picture_problem) for done in slowest]
+        return card(repr(self), ("failed ones, and those that took longest:",), table_html(rows, ("patch", "", "")), steps=("PatchInspector(result)",))
 
     def table(self, layout: Layout) -> pd.DataFrame:
         "One row per patch: tag, status, return code, seconds, log."
@@ -263,11 +278,26 @@ def _log_summary(summary: RunSummary, layout: Layout) -> None:
 JOINED_AT_ONCE = 100
 
 
+def read_lines(path) -> tuple[list[str], list[list[str]]]:
+    "Names of the columns, and the rows, of a CSV file."
+    with open(path, newline="", encoding="utf-8") as stream:
+        names, *rows = csv.reader(stream)
+    return names, rows
+
+
 def joined(paths) -> pd.DataFrame:
-    "Patch catalogs below each other, columns in their declared types. As text a large catalog would take gigabytes: they are joined in groups."
-    tables = [read_csv(path) for path in paths] if len(paths) <= JOINED_AT_ONCE else [
-        joined(paths[k:k + JOINED_AT_ONCE]) for k in range(0, len(paths), JOINED_AT_ONCE)]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"ID": pd.Series(dtype=str)})
+    "Patch catalogs below each other, as text. Those that follow each other with the same columns, usually all, make one table."
+    tables = []
+    for names, group in groupby(map(read_lines, paths), key=itemgetter(0)):
+        tables.append(pd.DataFrame([row for _, rows in group for row in rows], columns=names, dtype=str))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"ID": pd.Series(dtype=str)})
+
+
+def typed_catalog(paths) -> pd.DataFrame:
+    "Patch catalogs below each other, columns in their declared types. As text a large catalog would take gigabytes: types are given to groups."
+    tables = [joined(paths[k:k + JOINED_AT_ONCE]) for k in range(0, max(1, len(paths)), JOINED_AT_ONCE)]
+    tables = [as_declared(table, all_columns(fitted_bands(table))) for table in tables]
+    table = pd.concat(tables, ignore_index=True)
     return as_declared(table, all_columns(fitted_bands(table)))
 
 
@@ -283,4 +313,4 @@ def read_patch_catalogs(layout: Layout, cfg, fits: dict[str, str]) -> pd.DataFra
         log.warning("%d patch catalogs of other runs are left alone: %s; remove them if you do not need them", len(other), list_some(other, 3))
     if len(wanted & found) < len(fits):
         log.warning("%d fitted patches have lost their catalog, or merge.pattern %r leaves it out; run run-patches again", len(fits) - len(wanted & found), cfg.merge.pattern)
-    return joined(sorted(wanted & found))
+    return typed_catalog(sorted(wanted & found))
