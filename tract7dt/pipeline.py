@@ -7,7 +7,7 @@ __all__ = ['log', 'SECONDS_PER_SOURCE_AND_BAND', 'BYTES_PER_PIXEL', 'Result', 'r
            'build_patches', 'build_patch_inputs', 'run_patches', 'merge', 'compute_zp', 'depth', 'report', 'check',
            'dump_config']
 
-# %% ../nbs/70_pipeline.ipynb #c002
+# %% ../nbs/70_pipeline.ipynb #c003
 import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ from .run import RunSummary
 from .stages import calibrate, kept_tile, make_catalog, make_epsf, make_fits, make_patch_inputs, make_patches, prepare_tile
 from .tile import Tile, load_inputs
 
-# %% ../nbs/70_pipeline.ipynb #c003
+# %% ../nbs/70_pipeline.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/70_pipeline.ipynb #c006
+# %% ../nbs/70_pipeline.ipynb #c007
 @dataclass(frozen=True, repr=False)
 class Result:
     """What a command made; what it did not make is None.
@@ -113,7 +113,7 @@ def _catalog_line(catalog: pd.DataFrame, layout: Layout) -> str:
     return (f"{len(catalog)} sources, {fitted} fitted, {catalog['fit_is_reliable'].sum()} reliable, {excluded} excluded "
             f"for a reason that the catalog gives: {layout.final_catalog}")
 
-# %% ../nbs/70_pipeline.ipynb #c008
+# %% ../nbs/70_pipeline.ipynb #c009
 def require_available(cfg: Config) -> None:
     """Make sure that everything the configuration asks for is there.
 
@@ -157,7 +157,7 @@ def session(config: str | Path | Config, command: str, alone: bool = True):
             log.warning(warning)
         yield cfg, layout
 
-# %% ../nbs/70_pipeline.ipynb #c011
+# %% ../nbs/70_pipeline.ipynb #c012
 def run(config) -> Result:
     """Do everything: from images and catalog to calibrated magnitudes.
 
@@ -179,7 +179,7 @@ def run(config) -> Result:
             catalog, zero_points = calibrate(cfg, layout)
         return Result("run", layout, epsf_problems + fit_problems, tile, grid, made, fits, catalog, zero_points)
 
-# %% ../nbs/70_pipeline.ipynb #c012
+# %% ../nbs/70_pipeline.ipynb #c013
 def run_epsf(config) -> Result:
     """Load the inputs and build the ePSF of every band and cell.
 
@@ -195,7 +195,7 @@ def run_epsf(config) -> Result:
         grid, problems = make_epsf(tile, cfg, layout)
         return Result("run-epsf", layout, problems, tile, epsf=grid)
 
-# %% ../nbs/70_pipeline.ipynb #c013
+# %% ../nbs/70_pipeline.ipynb #c014
 def build_patches(config) -> Result:
     """Load the inputs and divide the frame into patches.
 
@@ -208,7 +208,7 @@ def build_patches(config) -> Result:
         tile = prepare_tile(cfg, layout)
         return Result("build-patches", layout, tile=tile, patches=make_patches(tile, cfg, layout))
 
-# %% ../nbs/70_pipeline.ipynb #c014
+# %% ../nbs/70_pipeline.ipynb #c015
 def build_patch_inputs(config) -> Result:
     """Load the inputs, divide the frame into patches and write what each patch needs to be fitted.
 
@@ -223,7 +223,7 @@ def build_patch_inputs(config) -> Result:
         make_patch_inputs(tile, made, cfg, layout)
         return Result("build-patch-inputs", layout, tile=tile, patches=made)
 
-# %% ../nbs/70_pipeline.ipynb #c015
+# %% ../nbs/70_pipeline.ipynb #c016
 def run_patches(config) -> Result:
     """Fit the patches whose inputs and ePSFs are on disk; nothing else is loaded.
 
@@ -236,7 +236,7 @@ def run_patches(config) -> Result:
         fits, problems = make_fits(cfg, layout)
         return Result("run-patches", layout, problems, fits=fits)
 
-# %% ../nbs/70_pipeline.ipynb #c016
+# %% ../nbs/70_pipeline.ipynb #c017
 def merge(config) -> Result:
     """Merge the fitted patches into the final catalog.
 
@@ -249,7 +249,7 @@ def merge(config) -> Result:
         require_fits(layout, cfg)
         return Result("merge", layout, catalog=make_catalog(kept_tile(cfg, layout), cfg, layout))
 
-# %% ../nbs/70_pipeline.ipynb #c017
+# %% ../nbs/70_pipeline.ipynb #c018
 def compute_zp(config) -> Result:
     """Compute zero points on the final catalog and add magnitudes to it.
 
@@ -264,7 +264,7 @@ def compute_zp(config) -> Result:
         catalog, zero_points = calibrate(cfg, layout)
         return Result("compute-zp", layout, catalog=catalog, zero_points=zero_points)
 
-# %% ../nbs/70_pipeline.ipynb #c024
+# %% ../nbs/70_pipeline.ipynb #c025
 SECONDS_PER_SOURCE_AND_BAND = 0.005
 BYTES_PER_PIXEL = 40
 

@@ -8,7 +8,7 @@ __all__ = ['log', 'MAG_PER_LN', 'MIN_SNR', 'MAX_FRACFLUX', 'FEW_STARS', 'PER_OBJ
            'BandZeroPoint', 'bright_scatter', 'solve_band', 'trend_significance', 'colours', 'ZeroPoints',
            'solve_zero_points', 'add_magnitudes', 'write_zero_points']
 
-# %% ../nbs/53_zp.ipynb #c002
+# %% ../nbs/53_zp.ipynb #c003
 import logging
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ from .columns import column_for
 from .errors import UserError
 from .files import Layout, write_csv
 
-# %% ../nbs/53_zp.ipynb #c002b
+# %% ../nbs/53_zp.ipynb #c004
 log = logging.getLogger(__name__)
 MAG_PER_LN = 2.5 / np.log(10)
 MIN_SNR = 10.0
 MAX_FRACFLUX = 0.05
 FEW_STARS = 5
 
-# %% ../nbs/53_zp.ipynb #c005
+# %% ../nbs/53_zp.ipynb #c008
 def clip_about_median(z, sigma: float, max_iters: int):
     """Boolean mask of the values of `z` within `sigma` robust deviations of their median.
 
@@ -48,7 +48,7 @@ def clip_about_median(z, sigma: float, max_iters: int):
         kept = new
     return kept
 
-# %% ../nbs/53_zp.ipynb #c008
+# %% ../nbs/53_zp.ipynb #c011
 def intrinsic_scatter(z, e) -> float:
     "Scatter that, added in quadrature to the errors `e`, gives the weighted mean of `z` a reduced chi-square of one."
     if len(z) < 2:
@@ -75,7 +75,7 @@ def weighted_median(z, weights) -> float:
     cumulative = np.cumsum(weights[order])
     return float(z[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
 
-# %% ../nbs/53_zp.ipynb #c011
+# %% ../nbs/53_zp.ipynb #c014
 def point_sources_with_gaia(catalog: pd.DataFrame) -> pd.DataFrame:
     "Rows whose start model was a star (injected ones are) and whose Gaia id is theirs alone."
     ids = catalog["gaia_source_id"].fillna("").astype(str)
@@ -103,7 +103,7 @@ def band_stars(catalog: pd.DataFrame, gaia: pd.DataFrame, band: str) -> pd.DataF
     relative = np.where(table["fluxerr"] > 0, table["fluxerr"], np.nan) / table["flux"]
     return table.assign(zp=table["gaiaxp_mag"] + 2.5 * np.log10(table["flux"]), zp_err=MAG_PER_LN * relative)
 
-# %% ../nbs/53_zp.ipynb #c013
+# %% ../nbs/53_zp.ipynb #c016
 @dataclass(frozen=True)
 class BandZeroPoint:
     """Zero point of one band, in AB magnitudes of one scaled count.
@@ -168,7 +168,7 @@ def solve_band(stars: pd.DataFrame, band: str, settings) -> tuple[BandZeroPoint 
         zp_err_std=std, n_zp_err_src=n_std, zp_err_snr_used=limit,
     ), stars
 
-# %% ../nbs/53_zp.ipynb #c018
+# %% ../nbs/53_zp.ipynb #c021
 def trend_significance(stars: pd.DataFrame, quantity, scatter: float) -> float:
     "Significance, in sigma, of a linear trend of the kept stars' zero points with `quantity` (an array like `stars`)."
     use = stars["is_kept"].to_numpy(bool) & np.isfinite(quantity)
@@ -188,7 +188,7 @@ def colours(stars: pd.DataFrame, gaia: pd.DataFrame, bands) -> np.ndarray:
     table = gaia.drop_duplicates("source_id").set_index("source_id")
     return stars["gaia_source_id"].map(table[known[0]] - table[known[-1]]).to_numpy(float)
 
-# %% ../nbs/53_zp.ipynb #c021
+# %% ../nbs/53_zp.ipynb #c024
 @dataclass(frozen=True, repr=False)
 class ZeroPoints:
     "Zero points of all solved bands, and every star that was considered."
@@ -288,7 +288,7 @@ def add_magnitudes(catalog: pd.DataFrame, solution: ZeroPoints, bands, method: s
     kept = catalog.drop(columns=[c for c in columns if c in catalog])
     return pd.concat([kept, pd.DataFrame(columns, index=catalog.index)], axis=1)
 
-# %% ../nbs/53_zp.ipynb #c024
+# %% ../nbs/53_zp.ipynb #c027
 PER_OBJECT_COLUMNS = ("band", "gaia_source_id", "gaiaxp_mag", "flux", "fluxerr", "zp", "zp_err", "is_kept", "is_clipped")
 
 

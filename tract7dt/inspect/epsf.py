@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STRETCHES', 'REASONS', 'HALF', 'REACH', 'CellView', 'BandView', 'read_summary', 'read_band_view', 'read_stamp',
            'core_of', 'ink', 'cells_sheet', 'stamp_sheet', 'growth', 'growth_figure', 'cell_lines', 'StarView',
-           'listed', 'fit_stars', 'read_stars', 'star_stamp', 'map_sheet', 'fits_sheet', 'reason_rows', 'EPSFInspector']
+           'listed', 'fit_stars', 'read_stars', 'psf_at', 'star_stamp', 'map_sheet', 'fits_sheet', 'reason_rows',
+           'EPSFInspector']
 
 # %% ../../nbs/83_inspect_epsf.ipynb #c003
 import json
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ..epsf.cells import quality_lines
 from ..epsf.model import BandPSF, enclosed_flux
+from ..epsf.use import FINE_BELOW_PIX
 from ..errors import UserError
 from ..files import Layout
 from ..fit.native import fit
@@ -231,6 +233,12 @@ def read_stars(view: BandView, tag: str, band: Band, most: int = 8) -> StarView:
     return StarView(view.band, tag, table, box, pixels, *arrays[:, :3].swapaxes(0, 1), arrays[:, 3] > 0)
 
 
+def psf_at(model: BandPSF, x: float, y: float) -> PixelPSF:
+    "The PSF at a place, sampled as finely as in the fit of a patch."
+    fine = 2 if model.source == "native" and model.fwhm(x, y) < FINE_BELOW_PIX else 1
+    return PixelPSF(model.stamp(x, y, oversamp=fine), fine)
+
+
 def star_stamp(model: BandPSF, star, box: Box, pixels: BandPixels, noise: np.ndarray, gain: float) -> np.ndarray:
     "Data, model, noise and mask [4, n, n] of one star; other listed sources are modelled as points, too."
     column, row = int(round(star.x)) - HALF, int(round(star.y)) - HALF
@@ -239,7 +247,7 @@ def star_stamp(model: BandPSF, star, box: Box, pixels: BandPixels, noise: np.nda
     image, bad, sigma = pixels.image[inside], pixels.mask[inside] != 0, noise[inside]
     near = model.stars[window.grow(REACH).contains(model.stars["x"], model.stars["y"])]
     x, y = near["x"].to_numpy() - column, near["y"].to_numpy() - row
-    best = fit_stars(image, np.where(bad, 0, 1 / sigma**2), PixelPSF(model.stamp(star.x, star.y)), x, y, gain)
+    best = fit_stars(image, np.where(bad, 0, 1 / sigma**2), psf_at(model, star.x, star.y), x, y, gain)
     light = np.maximum(best - best.min(), 0)
     return np.stack([image, best, np.sqrt(sigma**2 + light / gain), bad])
 
