@@ -22,7 +22,7 @@ from tract7dt import configfile, pipeline
 from tract7dt.cli import cli, commands
 from tract7dt.errors import NotWritten, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
-from tract7dt.lock import Owner, process_start, take, work_lock
+from tract7dt.lock import Owner, process_start, remove_stale, take, work_lock
 
 QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=2, parallel_bands=False, max_workers=1), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
              patch_run=dict(max_workers=1, no_cutouts=True, no_patch_overview=True), plotting=dict(dpi=20), logging=dict(level="INFO"))
@@ -116,6 +116,17 @@ def test_a_lock_that_names_nobody_is_taken_over(tmp_path, monkeypatch, text):
     monkeypatch.setattr("tract7dt.lock.PATIENCE", 0.1)
     (tmp_path / "run.lock").write_text(text)
     assert "names no process" in take(tmp_path / "run.lock", "run")
+
+
+def test_a_fresh_lock_is_not_taken_for_the_stale_one_that_was_there_before(tmp_path):
+    """Between reading a stale lock and removing it, another run may have been faster."""
+    stale, fresh = replace(Owner.this("run"), pid=4_000_000), replace(Owner.this("merge"), pid=1)
+    (tmp_path / "run.lock").write_text(json.dumps(asdict(fresh)))
+    remove_stale(tmp_path / "run.lock", stale)
+    assert Owner.read(tmp_path / "run.lock") == fresh
+    remove_stale(tmp_path / "run.lock", fresh)
+    remove_stale(tmp_path / "run.lock", fresh)
+    assert not (tmp_path / "run.lock").exists()
 
 
 TAKERS = """
@@ -219,6 +230,18 @@ for _ in range(moments):
                        after=[str(p) for p in __import__("pathlib").Path(resumed).rglob(".part-*")] + [p for p in (resumed + "/run.lock",) if os.path.exists(p)]))
 print(json.dumps(report))
 """
+
+
+def test_what_a_killed_run_left_half_written_is_swept_away(tile):
+    """Everywhere below the work directory, and for the final catalog; other hidden files stay."""
+    work = tile.parent / "work"
+    left = [work / f"{TEMPORARY}0a1b2c3d-manifest.json", work / "EPSFs" / "m400" / "r00_c00" / f"{TEMPORARY}0a1b2c3d-epsf.npy", work / ".mine"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    pipeline.build_patches(tile)
+    assert leftovers(work) == [] and left[-1].exists()
+    assert "2 temporary files of an earlier run removed" in (work / "build-patches.log").read_text()
 
 
 def killed_runs(tile, moments, how):
