@@ -23,6 +23,7 @@ from tract7dt.cli import cli, commands
 from tract7dt.errors import NotWritten, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
 from tract7dt.lock import Owner, process_start, remove_stale, take, work_lock
+from tract7dt.tile import load_inputs
 
 QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=2, parallel_bands=False, max_workers=1), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
              patch_run=dict(max_workers=1, no_cutouts=True, no_patch_overview=True), plotting=dict(dpi=20), logging=dict(level="INFO"))
@@ -378,6 +379,17 @@ def test_a_picture_that_finds_no_room_stops_nothing(tmp_path):
     with pytest.raises(DRAWING_ERRORS) as raised:
         full()
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value) and isinstance(raised.value, NotWritten)
+
+
+def test_no_room_for_unpacked_images_is_not_blamed_on_the_image(tmp_path, monkeypatch):
+    """Pixels of gzip files go to a temporary file, on a disk of its own."""
+    field = Field(tmp_path)
+    field.image("m400", np.zeros((120, 160), "f4"))
+    subprocess.run(["gzip", tmp_path / "m400.fits"], check=True)
+    field.list("m400.fits.gz", "m425.fits")
+    monkeypatch.setattr("tract7dt.frames.TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))
+    with pytest.raises(UserError, match="no room to unpack images .No space left on device.; set TMPDIR"):
+        load_inputs(field.cfg())
 
 
 def test_errors_of_files_that_are_read_are_not_taken_for_errors_of_writing(tmp_path):

@@ -11,11 +11,12 @@ import re
 import threading
 import warnings
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import BinaryIO
 
 import numpy as np
@@ -102,6 +103,8 @@ class FitsImage:
                 return _once(self).section(box)
             with self.open() as hdus:
                 return self.pixels(hdus[self.hdu], box)
+        except UserError:
+            raise
         except READ_ERRORS as failure:
             raise UserError(f"{self.path}: cannot read pixels ({failure}); the file is damaged or truncated, make it again") from failure
 
@@ -146,15 +149,26 @@ class Unpacked:
         return np.array(np.memmap(self.stream, self.dtype, "r", shape=self.shape)[box.slices])
 
 
+def _keep(stream: BinaryIO, rows: np.ndarray) -> None:
+    "Append pixels to a temporary file."
+    try:
+        stream.write(rows.tobytes())
+        stream.flush()
+    except OSError as failure:
+        raise UserError(f"{gettempdir()}: no room to unpack images ({failure.strerror}); set TMPDIR to a folder on a larger disk, or unpack "
+                        "the images once (gunzip)") from failure
+
+
 @lru_cache(maxsize=KEPT_UNPACKED)
 def unpack(image: FitsImage, size: int, changed: int) -> Unpacked:
     "The pixels of an image in a compressed file of this `size` (bytes) and time of change (ns)."
-    stream = TemporaryFile()
-    with image.open() as hdus:
-        for y in range(0, image.shape[0], ROWS_AT_ONCE):
-            rows = image.pixels(hdus[image.hdu], Box(0, image.shape[1], y, min(y + ROWS_AT_ONCE, image.shape[0])))
-            stream.write(rows.tobytes())
-    stream.flush()
+    with ExitStack() as stack:
+        stream = stack.enter_context(TemporaryFile())
+        with image.open() as hdus:
+            for y in range(0, image.shape[0], ROWS_AT_ONCE):
+                rows = image.pixels(hdus[image.hdu], Box(0, image.shape[1], y, min(y + ROWS_AT_ONCE, image.shape[0])))
+                _keep(stream, rows)
+        stack.pop_all()
     return Unpacked(stream, rows.dtype, image.shape)
 
 
