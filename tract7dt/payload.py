@@ -19,7 +19,6 @@ from urllib.parse import quote, unquote
 import numpy as np
 import pandas as pd
 from astropy.io import fits
-from astropy.table import Table
 
 from .files import Layout, atomic_path
 from .machine import available_cpus, worker_count
@@ -205,11 +204,10 @@ def write_payload(payload: Payload, path: Path, compresslevel: int = 1) -> None:
 # %% ../nbs/31_payload.ipynb #c017
 def read_payload(path: Path) -> Payload:
     "Read a payload back."
-    with fits.open(BytesIO(decompress(Path(path).read_bytes()))) as hdus:
+    with fits.open(BytesIO(decompress(Path(path).read_bytes())), character_as_bytes=True) as hdus:
         images = [h for h in hdus if "BAND" in h.header]
         cuts = tuple(_cut_of(h, hdus, index + 1) for index, h in enumerate(images))
-        table = Table.read(hdus["SOURCES"], character_as_bytes=True)
-        return Payload(_patch_of(hdus[0].header), cuts, _frame_of(table))
+        return Payload(_patch_of(hdus[0].header), cuts, _frame_of(hdus["SOURCES"].data))
 
 
 def _cut_of(hdu, hdus, version: int) -> BandCut:
@@ -226,10 +224,10 @@ def _native(array: np.ndarray) -> np.ndarray:
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 
 
-def _frame_of(table: Table) -> pd.DataFrame:
+def _frame_of(table: fits.FITS_rec) -> pd.DataFrame:
     columns = {}
-    for name in table.colnames:
-        values = np.ma.getdata(table[name])
+    for name in table.names:
+        values = np.asarray(table.field(name))
         columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else _native(values)
     return pd.DataFrame(columns)
 
