@@ -1,42 +1,33 @@
 """How exported code looks on its page: entries for functions and classes, constants as they are written.
 
 An entry has the signature, the text of the docstring, and tables of parameters, results, errors and methods. nbdev takes
-`Entry` and `keep_constants` from here (`renderer` and `procs` in settings.ini); this folder must be on the path then.
+`Entries`, `keep_constants` and `link_names` from here (`procs` in settings.ini); this folder must be on the path then. They
+take the place of nbdev's own processors, which run every exported cell again and link any word that is a function somewhere.
 """
 
 import ast
 import enum
 import inspect
 import re
+from collections import Counter
 from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
 
 from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
 
 WIDTH = 80
 
 
-@cache
-def exported() -> dict[str, list[tuple[str, str]]]:
-    """Module and path of everything that notebooks export, by the name within the module."""
-    from tract7dt._modidx import d as index
-
-    found: dict[str, list[tuple[str, str]]] = {}
-    for module, symbols in index["syms"].items():
-        for name, (_, path) in symbols.items():
-            found.setdefault(name.removeprefix(f"{module}."), []).append((module, path))
-    return found
-
-
 def source_link(symbol) -> str:
-    """A link to the lines of the module that define a symbol, which the page defines once more; empty if it is not exported."""
-    for module, path in exported().get(symbol.__qualname__, []):
-        real = getattr(import_module(module), symbol.__qualname__, None)
-        if real is not None and inspect.getdoc(real) == inspect.getdoc(symbol):
-            config, line = get_config(), inspect.getsourcelines(real)[1]
-            return f'[source]({config.git_url}/blob/{config.branch}/{path}#L{line}){{style="float:right; font-size:smaller"}}\n\n'
-    return ""
+    """A link to the lines of its module that define a symbol."""
+    config = get_config()
+    path = Path(inspect.getsourcefile(symbol)).resolve().relative_to(Path(import_module(config.lib_name).__file__).resolve().parent)
+    place = f"{config.git_url}/blob/{config.branch}/{config.lib_path.name}/{path.as_posix()}#L{inspect.getsourcelines(symbol)[1]}"
+    return f'[source]({place}){{style="float:right; font-size:smaller"}}\n\n'
 
 
 def annotation(value) -> str:
@@ -124,22 +115,29 @@ def members(kind: type) -> str:
     return table(("method or property", "what it is"), rows)
 
 
-class Entry:
-    """The documentation of a symbol in Markdown, for `show_doc`."""
+def explained(symbol) -> str:
+    """The signature, docstring and tables of a function or class in Markdown."""
+    generated = is_dataclass(symbol) and (symbol.__doc__ or "").startswith(f"{symbol.__name__}(")
+    text, found = sections("" if generated else inspect.cleandoc(symbol.__doc__ or ""))
+    plain = inspect.isclass(symbol) and issubclass(symbol, enum.Enum | Exception)
+    code = "" if plain else f"```python\n{signature(symbol)}\n```\n\n"
+    tables = parameter_table(symbol, entries(found.get("Parameters", ""))) + outcome_table(found) + (members(symbol) if inspect.isclass(symbol) else "")
+    return f"{code}{text}\n\n{tables}"
 
-    def __init__(self, sym, name: str | None = None, title_level: int = 3):
-        self.symbol = getattr(sym, "__wrapped__", sym)
-        self.name, self.level = name or self.symbol.__qualname__, title_level
 
-    def _repr_markdown_(self) -> str:
-        symbol = self.symbol
-        generated = is_dataclass(symbol) and (symbol.__doc__ or "").startswith(f"{symbol.__name__}(")
-        text, found = sections("" if generated else inspect.cleandoc(symbol.__doc__ or ""))
-        head = f"---\n\n{source_link(symbol)}{'#' * self.level} {self.name}\n\n"
-        plain = inspect.isclass(symbol) and issubclass(symbol, enum.Enum | Exception)
-        body = "" if plain else f"```python\n{signature(symbol)}\n```\n\n"
-        tables = parameter_table(symbol, entries(found.get("Parameters", ""))) + outcome_table(found) + (members(symbol) if inspect.isclass(symbol) else "")
-        return f"{head}{body}{text}\n\n{tables}"
+class Entries:
+    """A processor that fills the cells in which nbdev calls `show_doc` with entries; takes the place of exec_show_docs."""
+
+    def __init__(self, nb):
+        names = [cell.directives_["default_exp"][0] for cell in nb.cells if "default_exp" in cell.directives_]
+        self.module = import_module(f"{get_config().lib_name}.{names[0]}") if names else None
+
+    def __call__(self, cell) -> None:
+        call = re.search(r"^show_doc\(([\w.]+)\)", cell.source, re.MULTILINE) if cell.cell_type == "code" else None
+        if call:
+            symbol = inspect.unwrap(attrgetter(call[1])(self.module))
+            text = f"---\n\n{source_link(symbol)}### {symbol.__qualname__}\n\n{explained(symbol)}"
+            cell.outputs = [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text.splitlines(keepends=True)}}]
 
 
 def constants(source: str) -> str:
@@ -157,3 +155,26 @@ def keep_constants(cell) -> None:
         cell.source, cell.outputs = shown, []
     else:
         del cell["source"]
+
+
+@cache
+def linked_names() -> NbdevLookup:
+    """nbdev's index of this package, without names that could mean another function or be plain words, such as `summary`."""
+    library = get_config().lib_name
+    index = NbdevLookup()
+    names = [name.removeprefix(f"{module}.") for module, symbols in index.entries[library]["syms"].items() for name in symbols]
+    count = Counter(names)
+    clear = {name for name in names if count[name] == 1 and (name != name.lower() or "_" in name.strip("_"))}
+    index.syms = {name: place for name, place in index.syms.items() if name in clear or name.startswith(f"{library}.")}
+    return index
+
+
+def link_names(cell) -> None:
+    """Make links of the names of functions and classes in prose and entries; takes the place of nbdev's add_links."""
+    index = linked_names()
+    if cell.cell_type == "markdown":
+        cell.source = index.linkify(cell.source)
+    for output in cell.get("outputs", []):
+        lines = output.get("data", {}).get("text/markdown")
+        if lines:
+            output["data"]["text/markdown"] = index.linkify("".join(lines)).splitlines(keepends=True)
