@@ -142,6 +142,7 @@ def test_misspelt_command(refused, written, meant):
     (["make-sample", "--force=yes"], "--force takes no value; it got yes"),
     (["", "x.yaml"], "'': no such command"),
     (["x.yaml"], "x.yaml: no such command"),
+    (["x\ny"], "no such command"),
 ])
 def test_what_is_not_understood_is_one_line_and_runs_nothing(refused, words, reason):
     assert reason in refused(*words)

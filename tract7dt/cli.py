@@ -27,7 +27,7 @@ import fire
 
 from . import __version__
 from .commands import commands
-from .errors import UserError
+from .errors import UserError, one_line
 
 # %% ../nbs/71_cli.ipynb #c004
 PROGRAM = "tract7dt"
@@ -305,7 +305,7 @@ def cli(argv: list[str], functions: dict) -> int:
             return 0
         job = parse(name, functions[name], words[1:])
     except NotUnderstood as complaint:
-        _say(f"{complaint} (see {hint} --help)")
+        _say(f"{one_line(str(complaint))} (see {hint} --help)")
         return 2
     return call(job, debug)
 
