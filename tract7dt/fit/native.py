@@ -18,7 +18,7 @@ from .errors import Errors, Quality, measure_errors, measure_quality, parameter_
 from .flags import FitFlag, FitStatus
 from .footprints import Footprint, Pixels, image_products, make_footprint, rough_sky, unmodelled
 from .head_start import head_start
-from .normal import Layout, excess_variance
+from .normal import Layout, excess_variance, modelled_light
 from .optimise import Outcome, optimise
 from .pieces import join, make_pieces, piece_prints, piece_problem
 from .problem import FitProblem, FitResult, Kind
@@ -102,7 +102,8 @@ def flux_columns(outcome, errors: Errors, quality: Quality) -> dict[str, np.ndar
 # %% ../../nbs/49b_native.ipynb #c018
 def assemble(problem, start, rules, outcome, shown) -> FitResult:
     "Errors, quality and verdict on every source; the model has the light of the sources in `shown`."
-    excess, ignored = excess_variance(problem, outcome.layout, outcome.state), ignored_pixels(outcome.layout, problem)
+    excess = excess_variance(problem, outcome.layout, modelled_light(outcome.layout, outcome.state))
+    ignored = ignored_pixels(outcome.layout, problem)
     errors = measure_errors(problem, outcome, excess)
     quality = measure_quality(outcome, errors.flux_cond, excess, shown)
     at_bound = tuple(limits_reached((low, high), theta, free) for low, high, theta, free in

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REFINE', 'Layout', 'source_stack', 'band_products', 'pair_block', 'project', 'project_all', 'inverse_root',
            'inverse_spd', 'solve_spd', 'linear_matrix', 'linear_normal', 'State', 'evaluate', 'solved',
-           'whitened_residual', 'excess_variance', 'gradient', 'coupling', 'own_curvature', 'curvature']
+           'whitened_residual', 'modelled_light', 'excess_variance', 'gradient', 'coupling', 'own_curvature',
+           'curvature']
 
 # %% ../../nbs/46_normal.ipynb #c003
 from dataclasses import dataclass, replace
@@ -300,22 +301,23 @@ def whitened_residual(layout, stacks, linear) -> np.ndarray:
     return out
 
 # %% ../../nbs/46_normal.ipynb #c040
-def excess_variance(problem: FitProblem, layout: Layout, state: State) -> np.ndarray:
-    "Photon variance of the fitted light in units of the sky variance, float32 [B, H, W]."
-    weight = layout.pixels.weight
+def modelled_light(layout: Layout, state: State) -> np.ndarray:
+    "Whitened light of all sources, where it is not negative, float32 [B, H, W]."
     light = layout.pixels.target - state.residual
-    light -= state.sky.astype(np.float32)[:, None, None] * weight
-    np.maximum(light, 0, out=light)
-    light *= weight
-    light *= np.array([1 / band.gain for band in problem.bands], np.float32)[:, None, None]
-    return light
+    light -= state.sky.astype(np.float32)[:, None, None] * layout.pixels.weight
+    return np.maximum(light, 0, out=light)
 
-# %% ../../nbs/46_normal.ipynb #c044
+# %% ../../nbs/46_normal.ipynb #c041
+def excess_variance(problem: FitProblem, layout: Layout, light) -> np.ndarray:
+    "Photon variance of whitened `light` in units of the sky variance, float32 [B, H, W]."
+    return light * layout.pixels.weight * np.array([1 / band.gain for band in problem.bands], np.float32)[:, None, None]
+
+# %% ../../nbs/46_normal.ipynb #c045
 def gradient(state) -> np.ndarray:
     "Half the negative derivative of chi-square by all six parameters, [S, 6]."
     return np.einsum("sb,sbp->sp", state.flux, state.left_over[:, :, 1:])
 
-# %% ../../nbs/46_normal.ipynb #c045
+# %% ../../nbs/46_normal.ipynb #c046
 def coupling(layout, state, index) -> np.ndarray:
     "Blocks between free non-linear parameters (flat `index` into [S, 6]) and fluxes and sky, [B, free, S + 1]."
     S, B = state.flux.shape
@@ -326,7 +328,7 @@ def coupling(layout, state, index) -> np.ndarray:
     C[:, :, S] = state.flux[:, None] * state.sky_column[:, :, 1:].transpose(0, 2, 1)
     return np.ascontiguousarray(C.reshape(6 * S, S + 1, B)[index].transpose(2, 0, 1))
 
-# %% ../../nbs/46_normal.ipynb #c046
+# %% ../../nbs/46_normal.ipynb #c047
 def own_curvature(layout, state, index) -> np.ndarray:
     "H between free non-linear parameters, fluxes and sky held fixed, [free, free]."
     S, (i, j) = len(state.theta), layout.pairs.T
@@ -337,7 +339,7 @@ def own_curvature(layout, state, index) -> np.ndarray:
     H[i, :, j] = blocks
     return H.reshape(6 * S, 6 * S)[np.ix_(index, index)]
 
-# %% ../../nbs/46_normal.ipynb #c047
+# %% ../../nbs/46_normal.ipynb #c048
 def curvature(layout, state, index) -> tuple[np.ndarray, np.ndarray]:
     "Projected Gauss-Newton matrix H' [free, free] and the coupling [B, free, S + 1]."
     C = coupling(layout, state, index)

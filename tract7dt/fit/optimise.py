@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISE', 'ROUNDS', 'MAX_REPLANS', 'SMALL', 'SLOW', 'PARKED', 'PATIENCE', 'PRECISION', 'SEARCH', 'LOST', 'CORE',
-           'objective', 'near_top', 'attempt', 'Damping', 'choose_step', 'replan', 'Outcome', 'hopeless', 'own_light',
-           'strayed', 'put_back', 'strangers', 'ignore_strangers', 'optimise', 'polished']
+           'DOUBT', 'objective', 'near_top', 'attempt', 'Damping', 'choose_step', 'replan', 'Outcome', 'hopeless',
+           'own_light', 'strayed', 'put_back', 'strangers', 'ignore_strangers', 'optimise', 'polished']
 
 # %% ../../nbs/48_optimise.ipynb #c003
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .footprints import MAX_HALF, make_footprint, overlapping_pairs, semi_major, significant
-from .normal import Layout, State, evaluate, excess_variance
+from .normal import Layout, State, evaluate, excess_variance, modelled_light
 from .problem import STAR, FitProblem
 from .render import ETA1, L, N, Window, X, Y
 from .steps import Quadratic, Rules, newton_step, prior_penalty, projected, promised_gain, quadratic, trusted
@@ -171,7 +171,7 @@ def _outlook(layout, state, rules, parked, late: bool):
     return quad, gain, parked
 
 # %% ../../nbs/48_optimise.ipynb #c033
-SEARCH, LOST, CORE = 5, 20.0, 10
+SEARCH, LOST, CORE, DOUBT = 5, 20.0, 7, 0.5
 
 # %% ../../nbs/48_optimise.ipynb #c034
 def strayed(theta, begin) -> np.ndarray:
@@ -200,8 +200,9 @@ def strangers(problem, layout, state) -> np.ndarray:
             far[Window.around(theta[X], theta[Y], core).clip(pixels.frame).slices] = False
     if not far.any():
         return far
-    light = state.residual / np.sqrt(1 + excess_variance(problem, layout, state))
-    return significant(pixels, light.sum(axis=0), far)
+    light = modelled_light(layout, state)
+    noise = np.sqrt(1 + excess_variance(problem, layout, light))
+    return significant(pixels, (state.residual / noise).sum(axis=0), far, DOUBT * (light / noise).sum(axis=0))
 
 # %% ../../nbs/48_optimise.ipynb #c037
 def ignore_strangers(problem, layout, state, lost, begin, first) -> tuple[Layout, State]:
@@ -233,7 +234,9 @@ def optimise(problem: FitProblem, layout: Layout, rules: Rules, theta, sky, dept
     state, damping, parked = evaluate(layout, theta if guess is None else guess), Damping.start(count), np.zeros(count, bool)
     niters, replans, history, made_at = np.zeros(count, int), np.zeros(count, int), [objective(state, rules)], state.theta
     for iteration in range(limit + 1):
-        quad, gain, parked = _outlook(layout, state, rules, parked, iteration >= PATIENCE * limit)
+        before_parking, (quad, gain, parked) = parked, _outlook(layout, state, rules, parked, iteration >= PATIENCE * limit)
+        if (parked & ~before_parking).any():
+            damping = Damping.start(count)
         if searching and iteration < limit and (iteration == SEARCH or not (gain >= stop).any()):
             lost, before, searching = hopeless(layout, gain, LOST) & strayed(state.theta, theta), state, False
             layout, state = ignore_strangers(problem, layout, state, lost, theta, first)
