@@ -18,7 +18,7 @@ from tract7dt.errors import UserError
 from tract7dt.patch_fit import fit_patch, fit_patch_at, load_psfs
 from tract7dt.payload import read_payload
 
-OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points", "result")
+OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points", "fits", "result")
 
 
 class Balance(HTMLParser):
@@ -55,7 +55,8 @@ def held(middle_run):
     cfg, result = middle_run
     source = result.catalog.loc[result.catalog["fit_is_reliable"], "ID"].iloc[0]
     return {"cfg": cfg, "section": cfg.patch_run, "tile": result.tile, "epsfs": result.epsf, "cell": result.epsf.cells[0],
-            "patches": result.patches, "fit": fit_patch_at(result.tile, result.epsf, cfg, source), "zero_points": result.zero_points, "result": result}
+            "patches": result.patches, "fit": fit_patch_at(result.tile, result.epsf, cfg, source), "zero_points": result.zero_points,
+            "fits": result.fits, "result": result}
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -66,7 +67,7 @@ def test_an_object_shows_a_light_card(name, held):
     for png in pictures(page):
         assert len(png) <= MOST_BYTES
         assert max(Image.open(BytesIO(png)).size) < 700
-    assert len(pictures(page)) == (0 if name in ("cfg", "section") else 1)
+    assert len(pictures(page)) == (0 if name in ("cfg", "section", "fits") else 1)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTS if name not in ("section", "result", "zero_points")])
