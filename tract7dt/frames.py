@@ -326,8 +326,9 @@ class Band:
         box = box or Box.of_shape(self.crop.shape)
         inside = box.clip(Box.of_shape(self.crop.shape)).shift(self.crop.x0, self.crop.y0).clip(Box.of_shape(self.shape))
         pixels = _blank(self, box.shape)
-        if not inside.is_empty:
-            _fill(self, pixels, inside, inside.shift(-self.crop.x0 - box.x0, -self.crop.y0 - box.y0).slices)
+        for y in range(inside.y0, inside.y1, ROWS_AT_ONCE) if not inside.is_empty else ():
+            part = Box(inside.x0, inside.x1, y, min(y + ROWS_AT_ONCE, inside.y1))
+            _fill(self, pixels, part, part.shift(-self.crop.x0 - box.x0, -self.crop.y0 - box.y0).slices)
         return pixels
 
 # %% ../nbs/10_frames.ipynb #c023

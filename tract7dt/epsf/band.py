@@ -40,9 +40,10 @@ def read_pixels(band: Band, settings) -> Pixels:
     if band.saturate is not None:
         saturated |= image >= SATURATION_SHARE * band.saturate * band.scale
     good = ((pixels.mask & (MaskBit.NON_FINITE | MaskBit.OUTSIDE)) == 0) & np.isfinite(pixels.sky_sigma)
-    back, rms, hidden = np.zeros_like(image), np.zeros_like(image), np.zeros(image.shape, bool)
     if settings.background_subtract_patch and good.any():
         back, rms, hidden = background_map(image, good, pixels.sky_sigma, settings)
+    else:
+        back, rms, hidden = (np.zeros(image.shape, kind) for kind in (np.float32, np.float32, bool))
     image -= back
     return Pixels(BandFrame(image, good, saturated, pixels.sky_sigma, band.gain_scaled), back, rms, hidden)
 
@@ -72,6 +73,7 @@ def survey_task(band: Band, sources: SourceList, settings, mode: str, in_range, 
     pixels = read_pixels(band, settings)
     frame, cells = pixels.frame, make_cells(pixels.frame.image.shape, settings.epsf_ngrid)
     numbers = {cell.tag: background_numbers(pixels, cell, settings.background_subtract_patch) for cell in cells}
+    del pixels  # its maps take more memory than the frame
     known = band.fwhm_pix is not None and np.isfinite(band.fwhm_pix) and band.fwhm_pix > 0
     fwhm = float(band.fwhm_pix) if known else seen_fwhm(frame, sources, default_fwhm_pix)
     return survey_band(band.name, frame, sources, fwhm, settings, mode, in_range), numbers
