@@ -1,6 +1,7 @@
 """The documentation site: it builds without a network, every link resolves, every exported name is explained, every page is listed."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ def built(tmp_path_factory):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy / name)
-    done = subprocess.run([sys.executable, "tools/docs.py", "--check"], cwd=copy, capture_output=True, text=True, timeout=550)
+    done = subprocess.run([sys.executable, "tools/docs.py", "--check"], cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, timeout=550)
     return copy / "_proc" / "_docs", done
 
 
