@@ -315,8 +315,9 @@ def stamp():
 def test_stamps_growth_and_sheet(stamp):
     radii, light = growth_of(stamp)
     assert np.interp(2 * np.sqrt(2 * np.log(2)), radii, light) == pytest.approx(0.5, abs=0.01)
-    texts = [t.get_text() for t in drawn(growth_curve({"g": stamp})).axes[0].texts]
-    assert [text[:5] for text in texts] == ["r50 =", "r80 ="]
+    marks = drawn(growth_curve({"g": stamp})).panels[0].marks[-1]
+    assert [text[:5] for text in marks.texts] == ["r50 =", "r80 ="]
+    assert float(marks.texts[0].split()[2]) == pytest.approx(2 * np.sqrt(2 * np.log(2)), abs=0.05)
     sheet = drawn(epsf_sheet([CellStamp(0, 0, stamp, "9 stars"), CellStamp(1, 1, stamp, "2 stars")], "g"))
     assert [t.get_text() for t in sheet.axes[0].texts] == ["9 stars", "2 stars"]
     assert len(drawn(epsf_sheet([CellStamp(k // 4, k % 4, stamp, "") for k in range(16)])).axes[2].get_legend().get_texts()) == 2

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .config import Config
-from .epsf.build import EPSFGrid, band_pool, band_workers, list_sources
+from .epsf.build import EPSFGrid, band_pool, band_workers
 from .epsf.cells import CellPSF
 from .epsf.model import BandPSF
 from .epsf.use import mixture_stamp
@@ -27,7 +27,6 @@ from .epsf.views import view_band, view_stars
 from .errors import UserError, list_some
 from .files import CELL_PICTURES, Layout, atomic_path
 from .frames import Band
-from .gaia_table import gaia_stars
 from .plots.base import plain_texts
 from .plots.calibration import zp_vs_mag
 from .plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
@@ -262,9 +261,8 @@ def draw_epsf(grid: EPSFGrid, tile: Tile, cfg: Config, layout: Layout, workers: 
     workers : int, optional
         Processes; default as for building (`epsf.max_workers`, 1 without `epsf.parallel_bands`).
     """
-    sources = None if cfg.epsf.psf_fits is not None else list_sources(tile, cfg, gaia_stars(cfg, tile.band_names) if cfg.epsf.use_gaiaxp else None)
     wanted = workers or (cfg.epsf.max_workers if cfg.epsf.parallel_bands else 1)
-    jobs = [(tile.band(name), psf, cells, sources, cfg, layout) for name, psf in grid.bands.items()
+    jobs = [(tile.band(name), psf, cells, grid.sources, cfg, layout) for name, psf in grid.bands.items()
             if (cells := tuple(p for p in grid.cells if p.band == name))]
     with band_pool(band_workers(wanted, len(jobs), tile.shape, cfg.performance.max_memory_gb)) as pool:
         if pool is None:
