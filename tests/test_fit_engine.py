@@ -341,29 +341,6 @@ def test_hardship(case, weak):
     assert not np.any(np.isfinite(result.flux) & (result.npix == 0))
 
 
-def test_no_data_says_so():
-    "A hole in one band: NaN flux, infinite error and a flag there, an ordinary flux in the other."
-    true = Sources([0, 0], [75, 30], [75, 30])
-    images = simulate(true, np.full((2, 2), 3000.0)) + np.random.default_rng(4).normal(size=(2, SIZE, SIZE))
-    weights = np.ones_like(images)
-    weights[0, 40:110, 40:110] = 0
-    result = fit(problem_of(images, true, weights=weights))
-    assert np.isnan(result.flux[0, 0]) and np.isinf(result.flux_err[0, 0]) and np.isinf(result.flux_err_cond[0, 0])
-    assert abs(result.flux[0, 1] / 3000 - 1) < 0.02
-    assert result.flags[0] == FitFlag.NO_DATA_IN_BAND and result.flags[1] == 0
-    assert result.fracmasked[0, 0] == 1 and result.fracmasked[1, 0] < 1e-3
-
-
-def test_prior_is_no_data():
-    "A flux prior does not make up for a band without pixels: the flux stays NaN."
-    images, mean, sigma = np.zeros((2, SIZE, SIZE)), np.full((1, 2), 100.0), np.full((1, 2), 5.0)
-    weights = np.ones_like(images)
-    weights[1] = 0
-    result = fit(problem_of(images, Sources(0, 75, 75, flux_prior_mean=mean, flux_prior_sigma=sigma), weights=weights))
-    assert np.isfinite(result.flux[0, 0]) and np.isnan(result.flux[0, 1]) and np.isinf(result.flux_err[0, 1])
-    assert np.isnan(result.sky[1]) and np.isinf(result.sky_err[1])
-
-
 def test_duplicates_share_and_are_flagged():
     true = Sources([0, 0, 0], [75, 75, 30], [75, 75, 30])
     images = simulate(true, np.full((3, 2), 2000.0)) + np.random.default_rng(4).normal(size=(2, SIZE, SIZE))

@@ -129,12 +129,16 @@ def few():
     return true, noisy(true, np.array([[1500, 2000], [2500, 3000], [3000, 4000], [2500, 3000.0]])), perturbed(true, np.random.default_rng(2))
 
 
+def held(sources):
+    "The same sources with everything but their fluxes fixed."
+    return replace(sources, fix_position=True, fix_size=True, fix_shape=True, fix_n=True)
+
+
 @any_engine
 def test_what_is_fixed_stays(few, engine):
     "Anything can be held fixed, exactly; freedom lowers chi-square."
     _, images, sources = few
-    everything = replace(sources, fix_position=True, fix_size=True, fix_shape=True, fix_n=True)
-    forced = engine(problem_of(images, everything))
+    forced = engine(problem_of(images, held(sources)))
     assert (forced.status == FitStatus.FIXED).all() and forced.converged.all()
     assert np.array_equal(forced.x, sources.x) and not forced.x_err.any() and not forced.n_err[3].any()
     assert np.allclose(forced.re[1:], sources.re[1:], rtol=1e-9) and np.allclose(forced.theta[1:], sources.theta[1:], atol=1e-6)
@@ -162,9 +166,8 @@ def test_priors_hold(few, engine):
 def test_scaled_images_scale_fluxes(few, engine):
     "Counts in other units: same positions, scaled fluxes and errors."
     _, images, sources = few
-    forced = replace(sources, fix_position=True, fix_size=True, fix_shape=True, fix_n=True)
-    one = engine(problem_of(images, forced))
-    two = engine(problem_of(images * 8, forced, weights=np.full_like(images, 1 / 64)))
+    one = engine(problem_of(images, held(sources)))
+    two = engine(problem_of(images * 8, held(sources), weights=np.full_like(images, 1 / 64)))
     assert np.allclose(two.flux, 8 * one.flux, atol=8e-3 * one.flux_err.min())
     assert np.allclose(two.flux_err, 8 * one.flux_err, rtol=1e-3) and np.allclose(two.chi2, one.chi2, rtol=1e-3)
 
