@@ -220,10 +220,10 @@ def unmodelled(pixels: Pixels, prints, sky) -> np.ndarray:
     return significant(pixels, light, lonely)
 
 # %% ../../nbs/45_footprints.ipynb #c035
-def significant(pixels: Pixels, light, where, doubtful=0.0) -> np.ndarray:
+def significant(pixels: Pixels, light, where, doubtful=None) -> np.ndarray:
     """Surroundings of significant light in an image [H, W] of whitened pixels summed over the bands, inside `where` only; bool [H, W].
 
-    `doubtful` light, of the same kind, must be exceeded on top.
+    `doubtful` light, an image of the same kind, must be exceeded on top.
     """
     variance = np.maximum(uniform_filter(where * pixels.bands_seen, SMOOTH, mode="constant"), np.float32(1 / SMOOTH**2))
     smooth = uniform_filter(where * light, SMOOTH, mode="constant") / np.sqrt(variance)
@@ -231,6 +231,6 @@ def significant(pixels: Pixels, light, where, doubtful=0.0) -> np.ndarray:
     values = values[::1 + len(values) // ENOUGH]
     middle = np.median(values)
     sigma = max(1.4826 * np.median(np.abs(values - middle)), 1 / SMOOTH)
-    doubt = uniform_filter(where * np.float32(doubtful), SMOOTH, mode="constant") / np.sqrt(variance)
+    doubt = 0 if doubtful is None else uniform_filter(where * np.float32(doubtful), SMOOTH, mode="constant") / np.sqrt(variance)
     found = where & (np.abs(smooth - middle) > SIGMAS * sigma + doubt)
     return where & binary_dilation(found, iterations=GROWTH) if found.any() else found

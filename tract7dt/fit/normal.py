@@ -174,8 +174,9 @@ class State:
     """Linear solution at one set of non-linear parameters.
 
     theta [S, 6]; stacks: list of [B, c, nY, nX]; pairs int [P, 2]; gram [P, B, 7, 7]; sky_column [S, B, 7];
-    data_column [S, B]: products of templates and whitened images; inverse [B, S+1, S+1], of the linear
-    normal matrices, and its root (inverse = root^T root); linear [B, S+1]: fluxes and sky; residual float32 [B, H, W], whitened; left_over [S, B, 7]: products of stacks and residual; chi2: with flux priors.
+    data_column [S, B]: products of templates and whitened images; inverse [B, S+1, S+1] of the linear normal matrices, and
+    its root (inverse = root^T root); linear [B, S+1]: fluxes and sky; residual float32 [B, H, W], whitened;
+    left_over [S, B, 7]: products of stacks and residual; chi2: with flux priors.
     """
     theta: np.ndarray
     stacks: list
