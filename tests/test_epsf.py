@@ -1,4 +1,23 @@
-"""The ePSF against known truth: isolated stars, thin cells, damaged stamps, and the sample tile."""
+"""The ePSF against known truth: isolated stars, thin cells, damaged stamps, and the sample tile.
+
+What is demanded, and where:
+
+| demand | test |
+|---|---|
+| isolated stars, aberrated PSF: eps, peak, enclosed light | `test_aberrated_psf_from_sixty_stars`, `test_a_cell_that_differs_from_the_band`, `test_eight_stars_alone` |
+| a Moffat PSF needs no residual | `test_moffat_psf_needs_no_residual` |
+| errors fall with the total S/N | `test_errors_fall_with_the_total_signal` |
+| fluxes at the stars and in the cells of a tile | `test_sample_is_right_in_every_cell`, `test_sample_is_right_at_the_stars` |
+| selection, with and without Gaia | `test_selection_with_gaia`, `test_selection_without_gaia` |
+| neighbours are modelled, and matter | `test_neighbours_are_modelled` |
+| sky left in the stamps; damage | `test_sky_left_in_the_stamps_does_not_matter`, `test_dead_pixels_do_not_matter` |
+| thin cells | `test_few_stars_and_thin_cells`, `test_a_broken_band_is_recorded_and_leaves_nothing_behind` |
+| the predicted error | `test_predicted_error_is_of_the_right_size` |
+| undersampled PSFs | `test_undersampled_psf_with_factor_two`, `test_twelve_stars_of_an_undersampled_psf` |
+| sum, side, centre, wings, same bytes | `test_stamp_invariants`, `test_moffat_psf_needs_no_residual`, `test_workers_write_the_same_bytes` |
+| photutils | `test_photutils_with_thirty_good_stars` |
+| peaks and enclosed light on four tiles | `test_truth_pipeline.py` |
+"""
 
 import time
 from dataclasses import fields, replace
@@ -10,6 +29,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from scipy.spatial import cKDTree
+from threadpoolctl import threadpool_limits
 
 from epsf_scene import FRAME, SKY, START, aberrated, aligned_truth, checkerboard, flux_error, image, isolated_stars, mixed_snr
 from tract7dt.configfile import load_config
@@ -43,6 +63,13 @@ def core_rms(stamp, truth):
     "Scatter of the difference within 8 px over the peak."
     y, x = np.mgrid[-27:28, -27:28]
     return np.std((stamp - truth)[np.hypot(x, y) < 8]) / truth.max()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "As in the stage itself: products of small matrices on two threads mostly wait for each other."
+    with threadpool_limits(1):
+        yield
 
 
 # Isolated stars
@@ -94,6 +121,9 @@ def test_moffat_psf_needs_no_residual():
     fit = fit_band("m500", FRAME, 2, isolated_stars(MOFFAT, mixed_snr(60, np.random.default_rng(5)), seed=6), START)
     stamp = fit.psf.stamp(*MIDDLE)
     truth = aligned_truth(stamp, MOFFAT)
+    y, x = np.mgrid[-27:28, -27:28]
+    light = stamp * (np.hypot(x, y) < 6)
+    assert np.hypot((light * x).sum(), (light * y).sum()) / light.sum() < 0.02
     assert fit.psf.residual_amplitude == 0.01
     assert core_rms(stamp, truth) <= 0.002
     assert abs(flux_error(stamp, truth)) <= 0.005
@@ -137,6 +167,45 @@ def test_predicted_error_is_of_the_right_size():
         stamp = fit.psf.stamp(*MIDDLE)
         ratios.append(flux_error(stamp, aligned_truth(stamp, MOFFAT)) / fit.psf.eps_pred(*MIDDLE))
     assert 0.3 < np.sqrt(np.mean(np.square(ratios))) < 1.8
+
+
+@pytest.fixture(scope="module")
+def scatter():
+    "Rms of the flux error over ten fields of 3, 8 and 30 stars of S/N 50, with no band around them."
+    def rms(count):
+        fields = [isolated_stars(MOFFAT, np.full(count, 50.0), seed=[60 + seed, count]) for seed in range(10)]
+        stamps = [fit_band("m500", FRAME, 1, stars, START).psf.stamp(*MIDDLE) for stars in fields]
+        return np.sqrt(np.mean([flux_error(stamp, aligned_truth(stamp, MOFFAT)) ** 2 for stamp in stamps]))
+    return {count: rms(count) for count in (3, 8, 30)}
+
+
+def alone(reason):
+    return pytest.mark.xfail(strict=True, reason=f"measured {reason}: without a band the stars must find the wings themselves")
+
+
+@pytest.mark.parametrize("factor, count", [
+    (3.5, 3), (3.5, 8), (3.5, 30), (1.6, 3), pytest.param(1.6, 8, marks=alone("2.4 %")), pytest.param(1.6, 30, marks=alone("1.4 %"))])
+def test_errors_fall_with_the_total_signal(scatter, factor, count):
+    "Flux errors are `factor` over the total S/N, and 0.3 %; 1.6 is what stars with a band around them reach."
+    assert scatter[count] <= factor / (50 * np.sqrt(count)) + 0.003
+
+
+@pytest.mark.parametrize("fwhm", [1.6, 2.0])
+def test_twelve_stars_of_an_undersampled_psf(fwhm):
+    "The middle one of three fields; a single one may miss by a third (0.58 % and 1.35 % of the peak were seen)."
+    before = np.sqrt(fwhm**2 - 0.74)
+    psf = galsim.Convolve(0.96 * galsim.Moffat(beta=3.0, fwhm=before) + 0.04 * galsim.Moffat(beta=2.0, fwhm=2.2 * before), galsim.Pixel(1.0))
+    truth = image(psf, size=109, scale=0.5)
+    truth *= 4 / truth.sum()
+    worst, off = [], []
+    for seed in (70, 71, 72):
+        stars = isolated_stars(psf, np.full(12, 150.0), seed=seed)
+        stamp = fit_band("m500", FRAME, 1, stars, START + [np.log(before / 3.2), 0, 0, 0, 0], oversamp=2).psf.stamp(*MIDDLE, oversamp=2)
+        assert stamp.sum() / 4 == pytest.approx(1, abs=1e-9)
+        worst.append(max(abs(flux_error(stamp[r::2, c::2], truth[r::2, c::2])) for r, c in np.ndindex(2, 2)))
+        off.append(np.abs(stamp - truth).max() / truth.max())
+    assert np.median(worst) <= 0.005
+    assert np.median(off) <= 0.01
 
 
 def test_undersampled_psf_with_factor_two():
