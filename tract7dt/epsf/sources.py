@@ -16,6 +16,7 @@ from scipy.ndimage import binary_dilation
 from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
+from ..bright_mask import make_room, subtract_background
 from .core import core_value, fwhm_before_pixel, offsets
 from .model import ANALYTIC_BETA, ANALYTIC_WIDE
 from .starfit import StarStamps, cut_stamps
@@ -70,10 +71,9 @@ def detect(white, white_sigma, fwhm_pix: float):
     Pixels whose sigma is not finite and positive are ignored.
     """
     bad = ~(np.isfinite(white) & np.isfinite(white_sigma) & (white_sigma > 0))
-    image = np.ascontiguousarray(np.where(bad, 0, white), dtype=np.float32)
-    sigma = np.where(bad, 1, white_sigma).astype(np.float32)
-    image -= sep.Background(image, mask=bad, bw=128, bh=128).back()
-    sep.set_extract_pixstack(max(300000, image.size // 4))
+    sigma = np.where(bad, np.float32(1), white_sigma)
+    image = subtract_background(white, bad)
+    make_room(np.count_nonzero(image > LIST_SIGMA * sigma))
     found = sep.extract(image, LIST_SIGMA, err=sigma, mask=bad, minarea=LIST_MINAREA, deblend_cont=0.001)
     x, y, flag = sep.winpos(image, found["x"], found["y"], np.full(len(found), fwhm_pix / 2.355))
     moved = (flag != 0) | (np.hypot(x - found["x"], y - found["y"]) > 1.5)
