@@ -18,7 +18,7 @@ COMPLETED_BY_THE_CALLER = {
     "{path}: no such file": "headers.read_band adds the list's line and where relative paths start",
     "{path}: the file is truncated: {st_size} bytes found, {needed} expected for a 2-D image of shape {shape}": "as above",
     "{file} line {line}: {key} {gone}": "the texts are in configfile.REMOVED",
-    "ePSF of band {band}: {warning}": "the texts are in epsf.build.fit_warnings and epsf.others.with_stacks",
+    "ePSF of band {band}: {warning}": "the texts are in epsf.band.fit_warnings and epsf.others.with_stacks",
 }
 PASSED_ON = {
     "tract7dt.errors Problems.raise_if_any": "joins what problems.error noted",
