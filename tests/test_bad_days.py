@@ -112,11 +112,35 @@ def test_the_lock_of_another_computer_is_respected(tmp_path):
     assert lock.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null"])
+NOBODY = '{"pid": -1, "host": "here", "command": "run", "since": "now", "start": ""}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null", NOBODY])
 def test_a_lock_that_names_nobody_is_taken_over(tmp_path, monkeypatch, text):
     monkeypatch.setattr("tract7dt.lock.PATIENCE", 0.1)
     (tmp_path / "run.lock").write_text(text)
     assert "names no process" in take(tmp_path / "run.lock", "run")
+
+
+def test_a_lock_names_its_owner_however_slow_the_disk(tmp_path, monkeypatch):
+    """A maker that stalls while it writes must not be taken for one that was killed."""
+    written = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, *words, **more: (seen.append((tmp_path / "run.lock").exists()), written(path, *words, **more)))
+    seen = []
+    assert take(tmp_path / "run.lock", "run") == "" and seen == [False]
+    with pytest.raises(UserError, match="another run"):
+        take(tmp_path / "run.lock", "merge")
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_has_locks_too(tmp_path, monkeypatch, error):
+    def link(*names):
+        raise OSError(error, "no links here")
+    monkeypatch.setattr("os.link", link)
+    assert take(tmp_path / "run.lock", "run") == ""
+    with pytest.raises(UserError, match="another run"):
+        take(tmp_path / "run.lock", "merge")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
 
 def test_a_fresh_lock_is_not_taken_for_the_stale_one_that_was_there_before(tmp_path):
@@ -136,6 +160,7 @@ from pathlib import Path
 from tract7dt import lock
 from tract7dt.errors import UserError
 path, won = Path(sys.argv[1]), Path(sys.argv[2])
+(path.parent / f"ready-{lock.os.getpid()}").touch()
 while not (path.parent / "go").exists():
     time.sleep(0.001)
 try:
@@ -153,6 +178,8 @@ def test_of_many_that_find_a_stale_lock_one_wins(tmp_path):
     (tmp_path / "run.lock").write_text(json.dumps(asdict(replace(Owner.this("run"), pid=gone.pid))))
     (tmp_path / "won").mkdir()
     takers = [subprocess.Popen([sys.executable, "-c", TAKERS, tmp_path / "run.lock", tmp_path / "won"]) for _ in range(4)]
+    while len(list(tmp_path.glob("ready-*"))) < 4:
+        time.sleep(0.01)
     (tmp_path / "go").touch()
     assert sorted(taker.wait() for taker in takers) == [0, 2, 2, 2]
     assert len(list((tmp_path / "won").iterdir())) == 1 and not (tmp_path / "run.lock").exists()
