@@ -38,8 +38,11 @@ def bytes_below(folder, pattern):
 
 
 def kill_a_busy_worker(client, killed):
-    """Wait until some worker has a patch, and kill its process."""
+    """Wait until some worker has a patch, and kill its process; gives up where none ever has one."""
+    deadline = time.monotonic() + 120
     while not any(client.processing().values()):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.02)
     busy = next(worker for worker, tasks in client.processing().items() if tasks)
     pid = client.run(os.getpid, workers=[busy])[busy]

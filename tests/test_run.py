@@ -14,6 +14,7 @@ import pytest
 from small_inputs import Field, noise, rows_at
 from tract7dt import frames, pipeline, run
 from tract7dt.configfile import config_warnings, load_config, resolve_paths
+from tract7dt.errors import UserError
 from tract7dt.executors import make_pool
 from tract7dt.files import Layout
 from tract7dt.merge import read_catalog
@@ -54,6 +55,28 @@ def test_the_patch_that_kills_its_worker_is_found_and_the_others_are_done(monkey
     more, raised = run.retry_lost(raised, None, cfg)
     assert set(done | more) == {0, 1, 2, 4, 5}
     assert list(raised) == [3] and isinstance(raised[3], BrokenProcessPool)
+
+
+class BreaksEarly(ThreadPoolExecutor):
+    """A pool whose worker dies while patches are still being handed to it."""
+
+    def submit(self, function, *values):
+        if values[0] == 3:
+            raise BrokenProcessPool("a worker died")
+        return super().submit(function, *values)
+
+
+def test_a_pool_that_breaks_while_it_is_filled_loses_no_patch(monkeypatch):
+    monkeypatch.setattr(run, "run_patch", lambda tag, layout, cfg: tag)
+    done, raised = run.collect(BreaksEarly(1), range(6), None, None)
+    assert set(done) == {0, 1, 2} and set(raised) == {3, 4, 5}
+
+
+def test_nobody_is_asked_for_another_try_where_none_was_lost(monkeypatch):
+    monkeypatch.setattr(run, "fit_workers", lambda settings, tasks: 8)
+    monkeypatch.setattr(run, "spare_executor", lambda *values: pytest.fail("an executor was started for nothing"))
+    failure = UserError("a damaged payload")
+    assert run.retry_lost({"a": failure}, None, SimpleNamespace(patch_run=None)) == ({}, {"a": failure})
 
 
 # A field of two bands that GalSim drew: stars and galaxies under a Moffat PSF, which is also the fallback that the fit uses
@@ -181,6 +204,14 @@ def test_keys_without_effect_make_no_noise_and_no_difference(light, tmp_path, pl
     again = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(r_ap=9.0, eps_flux=1.0, flag_maxiter_margin=3, resume=True))})
     assert config_warnings(again) == []
     assert all(done.skipped for done in pipeline.run_patches(again).fits.done.values())
+
+
+def test_a_picture_that_an_earlier_fit_did_not_draw_is_missed_aloud(light, tmp_path, caplog):
+    _, cfg = fitted(small_field(tmp_path, light))
+    again = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(resume=True, no_patch_overview=False))})
+    done = pipeline.run_patches(again).fits.done.values()
+    assert all(d.skipped and "patch_run.resume: false" in d.picture_problem for d in done)
+    assert "pictures are missing in" in caplog.text
 
 
 def test_merge_reads_no_image(plain_fit, monkeypatch):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'JOINED_AT_ONCE', 'psf_record', 'stage_record', 'optimizer_record', 'patch_meta', 'stalls', 'prior_counts',
-           'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'run_patch', 'RunSummary', 'collect', 'retry_lost',
-           'make_psfs', 'prepare_cells', 'run_patches', 'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
+           'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'missing_picture', 'run_patch', 'RunSummary',
+           'collect', 'retry_lost', 'make_psfs', 'prepare_cells', 'run_patches', 'read_lines', 'joined',
+           'typed_catalog', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c003
 import csv
@@ -13,7 +14,7 @@ import logging
 import shutil
 import time
 import traceback
-from concurrent.futures import as_completed
+from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -133,6 +134,13 @@ def picture_problem(fit: PatchFit, layout: Layout, cfg) -> str:
         return f"{fit.payload.patch.tag}: no pictures ({type(failure).__name__}: {failure})"
 
 
+def missing_picture(tag: str, layout: Layout, settings) -> str:
+    "What to say of a patch that was fitted before but whose overview is wanted and not there; an empty text if all is well."
+    if settings.no_patch_overview or layout.patch_overview(tag).exists():
+        return ""
+    return f"{tag}: fitted before, without its overview; patch_run.resume: false fits and draws it again"
+
+
 def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     "Fit one payload file and write its catalog, log, picture and, last, its meta.json."
     start = time.perf_counter()
@@ -142,7 +150,7 @@ def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     parts = redo.fit_parts(file_fingerprint(path), psfs, cfg)
     done, why = redo.fit_fingerprint(parts), redo.why_fit(redo.read_meta(layout.patch_meta(tag)).get("made_from"), parts)
     if cfg.patch_run.resume and is_done(layout, tag, done):
-        return PatchDone(tag, done, 0.0, skipped=True)
+        return PatchDone(tag, done, 0.0, skipped=True, picture_problem=missing_picture(tag, layout, cfg.patch_run))
     for stale in (layout.patch_meta(tag), layout.patch_runner_log(tag), layout.patch_overview(tag)):
         stale.unlink(missing_ok=True)
     if layout.cutouts_dir(tag).exists():
@@ -192,9 +200,13 @@ def collect(executor, tags, layout: Layout, cfg, work=None, name: str = "patches
 
     `work` is called with a tag, the layout and the configuration; `run_patch` if not given.
     """
-    done, raised = {}, {}
+    done, raised, jobs = {}, {}, {}
     with executor:
-        jobs = {executor.submit(work or run_patch, tag, layout, cfg): tag for tag in tags}
+        try:
+            for tag in tags:
+                jobs[executor.submit(work or run_patch, tag, layout, cfg)] = tag
+        except BrokenExecutor as failure:
+            raised = dict.fromkeys(tags[len(jobs):], failure)
         try:
             for job in progress(as_completed(jobs), name=name, total=len(jobs), unit="patches", logger=log):
                 failure = outcome(job)
@@ -213,7 +225,8 @@ def retry_lost(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[d
     done, settings = {}, cfg.patch_run
     for workers in (max(1, fit_workers(settings, len(raised)) // 2), 1):
         lost = [tag for tag, failure in raised.items() if was_lost(failure)]
-        for group in ([lost] if workers > 1 else [[tag] for tag in lost]):
+        groups = [lost] if lost and workers > 1 else [[tag] for tag in lost]
+        for group in groups:
             one_done, one_raised = collect(spare_executor(settings, workers, layout), group, layout, cfg)
             done |= one_done
             raised = {tag: f for tag, f in raised.items() if tag not in group} | one_raised
