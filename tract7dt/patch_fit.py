@@ -21,7 +21,7 @@ from .columns import as_declared, fit_columns, name_in_band
 from .epsf.use import PatchPSF, psf_for_patch, psf_of_model
 from .errors import UserError
 from .files import Layout
-from .fit.flags import FitFlag, FitStatus
+from .fit.flags import FitStatus
 from .fit.native import fit, fit_bands
 from .fit.problem import BandData, FitOptions, FitProblem, FitResult, Kind, PixelPSF, Sources
 from .fit.tractor import fit_tractor, fit_tractor_bands
