@@ -11,7 +11,7 @@ import pytest
 import yaml
 from small_inputs import Field, rows_at
 
-from tract7dt import batch
+from tract7dt import batch, cli
 from tract7dt.errors import UserError
 
 CRASHES = {"killed": "import os; os.kill(os.getpid(), 9)",
@@ -98,8 +98,89 @@ def test_what_changed_is_run_again(next_time, field):
 def test_two_tiles_in_one_work_directory_are_refused(field, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text((field.folder / "good.yaml").read_text())
-    with pytest.raises(UserError, match="two.yaml: outputs.work_dir is .*, as in .*one.yaml; give each tile its own"):
+    with pytest.raises(UserError, match="^[^\n]*two.yaml: outputs.work_dir is .*, as outputs.work_dir of .*one.yaml; give each tile its own$"):
         batch.run_many(str(tmp_path / "*.yaml"), str(tmp_path / "table.csv"))
+
+
+OUTPUTS = ("epsf_dir", "patches_dir", "patch_inputs_dir", "tractor_out_dir", "final_catalog", "cropped_images_dir", "overlay_dir")
+
+
+def places(folder, **outputs):
+    """Configurations a and b of tiles with work directories of their own; `outputs` gives keys of one of them."""
+    made = {}
+    for name in "ab":
+        own = {"work_dir": f"{folder}/work_{name}"} | outputs.get(name, {})
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"inputs": {"input_catalog": "c.csv", "image_list_file": "i.txt", "gaiaxp_synphot_csv": None}, "outputs": own}))
+        made[folder / f"{name}.yaml"] = batch.load_tile(folder / f"{name}.yaml")
+    assert None not in made.values()
+    return made
+
+
+@pytest.mark.parametrize("key", OUTPUTS)
+def test_two_tiles_that_write_to_one_place_are_refused(tmp_path, key):
+    """Any product: both tiles would be reported as done, and one catalog would be left."""
+    name = {key: str(tmp_path / "common" / "a.csv")}
+    with pytest.raises(UserError) as refused:
+        batch.check_folders(places(tmp_path, a=name, b=name))
+    assert str(refused.value) == f"{tmp_path}/b.yaml: outputs.{key} is {tmp_path}/common/a.csv, as outputs.{key} of {tmp_path}/a.yaml; give each tile its own"
+
+
+def test_a_tile_below_a_folder_of_another_is_refused(tmp_path):
+    with pytest.raises(UserError, match="^[^\n]*a.yaml: outputs.work_dir is .*work_b/deep, inside outputs.work_dir of .*b.yaml; give each tile its own$"):
+        batch.check_folders(places(tmp_path, a={"work_dir": f"{tmp_path}/work_b/deep"}))
+    (tmp_path / "link").symlink_to(tmp_path / "work_a")
+    with pytest.raises(UserError, match="b.yaml: outputs.work_dir is .*work_a, as outputs.work_dir of .*a.yaml"):
+        batch.check_folders(places(tmp_path, b={"work_dir": f"{tmp_path}/link"}))
+
+
+def test_catalogs_side_by_side_in_one_folder_are_fine(tmp_path):
+    batch.check_folders(places(tmp_path, a={"final_catalog": f"{tmp_path}/all/a.csv"}, b={"final_catalog": f"{tmp_path}/all/b.csv"}))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe\x00"])
+def test_a_tile_with_a_damaged_manifest_is_not_finished(next_time, field, content):
+    """It ends no batch; the tile is run again."""
+    manifest = field.folder / "work" / "manifest.json"
+    before = manifest.read_bytes()
+    manifest.write_bytes(content)
+    assert next_time() == "crashed"
+    manifest.write_bytes(before)
+    assert next_time() == "done"
+
+
+def test_what_cannot_be_read_is_not_counted(field, done):
+    cfg, catalog = batch.load_tile(field.folder / "good.yaml"), field.folder / "work" / "output_catalog.csv"
+    before = catalog.read_bytes()
+    assert set(batch.counts(cfg)) == {"sources", "reliable", "failed_patches"}
+    catalog.write_bytes(b"")
+    assert set(batch.counts(cfg)) == {"failed_patches"}
+    catalog.write_bytes(before)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1,2\n", b"config,status,state,exit_code\na,done,x,1.0\n", b"config,status,state,seconds\na,done,x,long\n"])
+def test_a_summary_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match="^[^\n]*table.csv: this is no table of run-many [^\n]*; remove the file, or give --summary another name$"):
+        batch.run_many(str(tmp_path / "*.yaml"), str(tmp_path / "table.csv"))
+    assert (tmp_path / "table.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.YML"])
+def test_a_configuration_is_no_list(tmp_path, name):
+    (tmp_path / name).write_text("inputs: {}\noutputs: {}\n")
+    with pytest.raises(UserError, match="is a configuration, not a list of them; use tract7dt run"):
+        batch.run_many(str(tmp_path / name), str(tmp_path / "table.csv"))
+    assert not (tmp_path / "table.csv").exists()
+
+
+def test_names_of_tiles_do_not_command_the_terminal(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(batch, "BEGIN", "raise SystemExit(2)")
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"inputs": {"input_catalog": "c.csv", "image_list_file": "i.txt", "gaiaxp_synphot_csv": None, "tile_name": "\x1b[31mred"},
+                                                      "outputs": {"work_dir": "work"}}))
+    assert cli.call(lambda: batch.run_many(str(tmp_path / "*.yaml"), str(tmp_path / "table.csv"))) == 1
+    said = "".join(capfd.readouterr())
+    assert "\x1b" not in said and said.count("\\x1b[31mred") == 2
 
 
 def test_a_tile_listed_twice_is_refused(tmp_path):

@@ -165,8 +165,19 @@ def test_values_get_the_type_that_the_docstring_declares(monkeypatch):
     assert calls == [{"dir": "007", "size": "small", "seed": 12, "force": True}]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    from tract7dt.errors import UserError
+def test_debug_shows_the_traceback(said, tmp_path):
+    """And the user's error is still the user's: exit code 2, the same line at the end."""
+    code, out, err = said("run", str(tmp_path / "nothing.yaml"), "--debug")
+    assert (code, out) == (2, "") and err.startswith("Traceback (most recent call last):\n") and "mistake of the program" not in err
+    assert err.endswith(said("run", str(tmp_path / "nothing.yaml"))[2])
 
-    with pytest.raises(UserError, match="nothing.yaml"):
-        cli(["run", str(tmp_path / "nothing.yaml"), "--debug"], commands())
+
+HOOKED = "import sys; from tract7dt.cli import report_bug; sys.excepthook = report_bug; print('made', end=' '); raise {}('of ours')"
+
+
+@pytest.mark.parametrize("problem, code, last", [("LookupError", 70, "this is a mistake of the program"), ("KeyboardInterrupt", 3, "interrupted; ")])
+def test_the_last_resort(problem, code, last):
+    """What was printed before is not lost, and an interruption outside a command is no mistake."""
+    done = subprocess.run([sys.executable, "-c", HOOKED.format(problem)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "made ") and done.stderr.splitlines()[-1].startswith(f"tract7dt: {last}")
+    assert ("Traceback" in done.stderr) == (code == 70)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'STATUS', 'NOT_THE_RESULT', 'MARKS', 'BEGIN', 'WHOLE_NUMBERS', 'read_tiles', 'load_tile', 'check_folders',
-           'TileRow', 'tile_state', 'is_finished', 'counts', 'how_it_ended', 'stop_with_starter', 'interrupt',
-           'run_tile', 'wait_for', 'run_apart', 'row_of', 'write_rows', 'read_rows', 'Batch', 'starting_rows',
-           'run_waiting', 'run_many']
+           'output_places', 'TileRow', 'tile_state', 'is_finished', 'counts', 'how_it_ended', 'stop_with_starter',
+           'interrupt', 'run_tile', 'wait_for', 'run_apart', 'row_of', 'write_rows', 'read_rows', 'Batch',
+           'starting_rows', 'run_waiting', 'run_many']
 
 # %% ../nbs/79_batch.ipynb #c003
 import glob
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from . import __version__
 from .config import Config, Logging
 from .configfile import load_config
 from .errors import Problems, UserError, list_some
-from .files import Layout, fingerprint, read_csv, safe_name, write_csv
-from .logs import ConsoleHandler, duration, handlers_on
-from .manifest import InputFile, Manifest
+from .files import Damaged, Layout, fingerprint, read_csv, safe_name, write_csv
+from .logs import ConsoleHandler, LineFormatter, duration, handlers_on
+from .manifest import Manifest
 from .merge import read_catalog
 
 # %% ../nbs/79_batch.ipynb #c004
@@ -41,8 +42,10 @@ def read_tiles(tiles: str | Path) -> list[Path]:
     Raises
     ------
     UserError
-        If there are none, or one is listed twice.
+        If there are none, or one is listed twice, or `tiles` is itself a configuration.
     """
+    if not glob.has_magic(str(tiles)) and Path(tiles).suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"tiles: {tiles} is a configuration, not a list of them; use tract7dt run, or write its path into a text file and give that")
     if glob.has_magic(str(tiles)):
         paths = [Path(name).resolve() for name in sorted(glob.glob(str(tiles), recursive=True))]
         cure = "correct the pattern, and write it in quotes"
@@ -73,12 +76,24 @@ def load_tile(path: Path) -> Config | None:
 
 
 def check_folders(configs: dict[Path, Config | None]) -> None:
-    "Raise a UserError naming configurations that share a work directory."
+    "Raise a UserError naming configurations whose products lie at the same place, or one's below a folder of the other's."
+    owned = {path: output_places(cfg) for path, cfg in configs.items() if cfg is not None}
     owners, problems = {}, Problems()
-    for path, cfg in configs.items():
-        if cfg is not None and (first := owners.setdefault(cfg.outputs.work_dir, path)) != path:
-            problems.error(f"{path}: outputs.work_dir is {cfg.outputs.work_dir}, as in {first}; give each tile its own")
+    for path, places in owned.items():
+        for key, place in places.items():
+            owners.setdefault(place, (path, key))
+    for path, places in owned.items():
+        shared = ((key, place, over, *owners[over]) for key, place in places.items() for over in (place, *place.parents) if over in owners)
+        clash = next((found for found in shared if found[3] != path), None)
+        if clash:
+            key, place, over, first, other = clash
+            problems.error(f"{path}: {key} is {place}, {'as' if over == place else 'inside'} {other} of {first}; give each tile its own")
     problems.raise_if_any()
+
+
+def output_places(cfg: Config) -> dict[str, Path]:
+    "The folders of a tile's products, and its final catalog, by configuration key; links resolved."
+    return {f"outputs.{name}": path.resolve() for name, path in vars(Layout.of(cfg.outputs)).items()}
 
 # %% ../nbs/79_batch.ipynb #c010
 STATUS = {0: "done", 1: "problems", 2: "refused", 3: "interrupted"}
@@ -124,30 +139,32 @@ NOT_THE_RESULT = ("logging", "performance", "plotting")
 
 
 def tile_state(cfg: Config) -> str:
-    "Fingerprint of what a finished tile was made from and of what its manifest says; empty if something is missing."
+    "Fingerprint of what a finished tile was made from and of what its manifest says; empty if something is missing, cannot be read, or has changed since."
     layout = Layout.of(cfg.outputs)
-    manifest = Manifest.load(layout)
-    inputs = [Path(file.path) for file in manifest.inputs]
-    if manifest.fits is None or not layout.final_catalog.exists() or not all(path.exists() for path in inputs):
+    try:
+        manifest = Manifest.load(layout)
+    except (UserError, OSError):
+        return ""
+    if manifest.fits is None or not layout.final_catalog.exists() or not manifest.up_to_date:
         return ""
     settings = {section: values for section, values in cfg.model_dump(mode="json").items() if section not in NOT_THE_RESULT}
     made = (manifest.epsf_fingerprint, manifest.payload_fingerprint, manifest.fits)
-    return fingerprint(__version__, settings, [InputFile.of(path) for path in inputs], made)
+    return fingerprint(__version__, settings, manifest.inputs, made)
 
 
 def is_finished(row: TileRow | None, cfg: Config | None) -> bool:
     "Whether a tile was done before, and nothing has changed since."
-    return row is not None and row.status == "done" and cfg is not None and row.state == tile_state(cfg)
+    return row is not None and row.status == "done" and cfg is not None and row.state != "" and row.state == tile_state(cfg)
 
 
 def counts(cfg: Config) -> dict[str, int]:
-    "Sources, reliable ones and failed patches, as far as there are products to count in."
+    "Sources, reliable ones and failed patches, as far as there are products that can be read to count in."
     layout, found = Layout.of(cfg.outputs), {}
-    if layout.final_catalog.exists():
+    with suppress(UserError, OSError):
         catalog = read_catalog(layout.final_catalog)
-        found = {"sources": len(catalog), "reliable": int(catalog["fit_is_reliable"].sum())}
-    if layout.run_summary.exists():
-        found["failed_patches"] = int((read_csv(layout.run_summary)["status"] == "fail").sum())
+        found |= {"sources": len(catalog), "reliable": int(catalog["fit_is_reliable"].sum())}
+    with suppress(UserError, OSError):
+        found["failed_patches"] = int((read_csv(layout.run_summary, needed=["status"])["status"] == "fail").sum())
     return found
 
 
@@ -232,16 +249,24 @@ def read_rows(path: Path) -> dict[str, TileRow]:
     "Rows of an earlier table by configuration; none without such a file."
     if not path.exists():
         return {}
-    table = read_csv(path)
-    if not {"config", "status", "state"} <= set(table):
-        raise UserError(f"{path}: this is no table of run-many; give --summary another name")
+    try:
+        table = read_csv(path, needed=["config", "status", "state"])
+        rows = [_row(cells) for cells in table.to_dict("records")]
+    except (Damaged, ValueError) as failure:
+        raise UserError(f"{path}: this is no table of run-many ({failure}); remove the file, or give --summary another name") from failure
+    return {row.config: row for row in rows}
+
+
+def _row(cells: dict[str, str]) -> TileRow:
     kinds = dict.fromkeys(WHOLE_NUMBERS, int) | {"seconds": float}
-    rows = [{f.name: _value(row.get(f.name, ""), kinds.get(f.name, str)) for f in fields(TileRow)} for row in table.to_dict("records")]
-    return {row["config"]: TileRow(**row) for row in rows}
+    return TileRow(**{f.name: _value(f.name, cells.get(f.name, ""), kinds.get(f.name, str)) for f in fields(TileRow)})
 
 
-def _value(text: str, kind: type):
-    return kind(text) if text or kind is str else None
+def _value(name: str, text: str, kind: type):
+    try:
+        return kind(text) if text or kind is str else None
+    except ValueError as failure:
+        raise ValueError(f"column {name}: {text!r} is no {'whole ' if kind is int else ''}number") from failure
 
 
 @dataclass(frozen=True, repr=False)
@@ -326,7 +351,7 @@ def run_many(tiles: str, summary: str = "run_many.csv", again: bool = False) -> 
     rows = starting_rows(configs, {} if again else read_rows(path), path.with_name(f"{path.stem}_logs"))
     write_rows(rows, path)
     console = ConsoleHandler()
-    console.setFormatter(logging.Formatter(Logging().format))
+    console.setFormatter(LineFormatter(Logging().format))
     with handlers_on(log, [console], "INFO"):
         run_waiting(rows, configs, path)
     return Batch(tuple(rows), path)

@@ -9,7 +9,6 @@ __all__ = ['paragraph', 'table_html', 'data_uri', 'figure_html', 'photo_html', '
 import base64
 import html
 import io
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 
 from .config import Config
 from .errors import UserError
-from .files import Layout, read_csv
+from .files import Layout, damaged, read_csv, read_json
 from .frames import Band
 from .merge import read_catalog
 from .model_images import open_bands
@@ -91,28 +90,33 @@ class Leftovers:
     def cells(self) -> list[dict]:
         "Records of all ePSF cells."
         path = self.layout.epsf_summary
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not path.exists():
+            return []
+        cells = read_json(path, "run-epsf", list)
+        if not all(isinstance(cell, dict) and isinstance(cell.get("band"), str) and isinstance(cell.get("patch", ""), str) for cell in cells):
+            raise damaged(path, "it lists something that is no ePSF cell", "run-epsf")
+        return cells
 
     @cached_property
     def patches(self) -> pd.DataFrame | None:
         "Outcome of all patches."
-        return self.table(self.layout.run_summary)
+        return self.table(self.layout.run_summary, "run-patches", "patch", "status", "sec", "runner_log")
 
     @cached_property
     def zero_points(self) -> pd.DataFrame | None:
         "Zero points, one row per band."
-        return self.table(self.layout.zp_summary)
+        return self.table(self.layout.zp_summary, "compute-zp", "band", "zp", "zp_err", "n_used")
 
     @cached_property
     def calibrators(self) -> pd.DataFrame | None:
         "Stars of the zero points."
-        return self.table(self.layout.zp_per_object)
+        return self.table(self.layout.zp_per_object, "compute-zp", "band", "gaiaxp_mag", "zp", "zp_err", "is_kept")
 
-    def table(self, path: Path) -> pd.DataFrame | None:
-        "A CSV file with numbers where all of a column are."
+    def table(self, path: Path, command: str, *needed: str) -> pd.DataFrame | None:
+        "A CSV file that `command` writes with the columns `needed`; numbers where all of a column are."
         if not path.exists():
             return None
-        text = read_csv(path)
+        text = read_csv(path, command, needed)
         return text.assign(**{name: pd.to_numeric(text[name]) for name in text if is_numeric(text[name])})
 
 

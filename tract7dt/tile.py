@@ -9,7 +9,6 @@ __all__ = ['log', 'STRIP_ROWS', 'BYTES_PER_STRIP_PIXEL', 'Tile', 'add_bright', '
            'warn_of_zipped', 'check_pixels', 'load_inputs', 'write_wcs', 'TileState', 'save_state', 'load_state']
 
 # %% ../nbs/12_tile.ipynb #c003
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from scipy.spatial import cKDTree
 from .catalog import Catalog, read_catalog, valid_coordinates
 from .columns import INTERNAL_COLUMNS, all_columns, as_declared, result_columns
 from .errors import Problems, list_some
-from .files import Layout, atomic_path, read_csv, write_csv, write_json
+from .files import Layout, atomic_path, read_csv, read_json, reading, write_csv, write_json
 from .frames import Band, BandPixels, MaskBit, relative_factor
 from .gaia_table import check_gaia
 from .headers import read_bands
@@ -70,6 +69,8 @@ class Tile:
         Pixels under bright sources without a catalog entry.
     bright_sources : DataFrame or None
         Detections behind the bright mask: `x, y, a, b, theta, matched`.
+    inputs : tuple of manifest.InputFile or None
+        The files of the run as they were before the first of them was read; None if nobody noted them.
     """
     bands: tuple[Band, ...]
     wcs: WCS
@@ -84,6 +85,7 @@ class Tile:
     gaia_box: Box | None = None
     bright_mask: np.ndarray | None = None
     bright_sources: pd.DataFrame | None = None
+    inputs: tuple | None = None
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -404,17 +406,29 @@ def save_state(tile: Tile, layout: Layout, fingerprint: str) -> None:
 
 
 def load_state(layout: Layout, fingerprint: str, cfg) -> TileState | None:
-    "The kept state of a tile; None when there is none of this `fingerprint`."
+    """The kept state of a tile; None when there is none of this `fingerprint`.
+
+    Raises
+    ------
+    Damaged
+        If its files are not as `save_state` wrote them.
+    """
     if not (layout.tile_state.exists() and layout.tile_catalog.exists()):
         return None
-    kept = json.loads(layout.tile_state.read_text(encoding="utf-8"))
-    if kept["fingerprint"] != fingerprint:
+    kept = read_json(layout.tile_state, "build-patches")
+    with reading(layout.tile_state, "build-patches"):
+        then, names, spelling, has_ids = kept["fingerprint"], tuple(map(str, kept["bands"])), dict(kept["spelling"]), bool(kept["has_ids"])
+    if then != fingerprint:
         return None
     problems = Problems()
     bands = read_bands(cfg, problems)
     problems.raise_if_any()
-    text = read_csv(layout.tile_catalog)
-    declared = all_columns(kept["bands"])
+    return TileState(_kept_catalog(layout.tile_catalog, names), bands[0].working_wcs, names, spelling, has_ids)
+
+
+def _kept_catalog(path: Path, band_names) -> pd.DataFrame:
+    text = read_csv(path, "build-patches", ("ID", "excluded_any", "excluded_reason"))
+    declared = all_columns(band_names)
     known = {c.name for c in declared} | set(INTERNAL_COLUMNS)
-    table = as_declared(text.assign(**{name: typed(text[name]) for name in text if name not in known}), declared)
-    return TileState(table, bands[0].working_wcs, tuple(kept["bands"]), kept["spelling"], kept["has_ids"])
+    with reading(path, "build-patches"):
+        return as_declared(text.assign(**{name: typed(text[name]) for name in text if name not in known}), declared)
