@@ -18,11 +18,12 @@ import pytest
 
 from conftest import PROGRAM
 from small_inputs import Field, rows_at
-from tract7dt import configfile, pipeline
+from tract7dt import batch, configfile, pipeline, run, stages
 from tract7dt.cli import cli, commands
 from tract7dt.errors import NotWritten, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
 from tract7dt.lock import Owner, process_start, remove_stale, take, work_lock
+from tract7dt.manifest import fit_settings
 from tract7dt.tile import load_inputs
 
 QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=2, parallel_bands=False, max_workers=1), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
@@ -545,6 +546,102 @@ def test_products_whose_making_was_stopped_are_not_taken_for_whole(stale, capsys
         patch.setattr(f"tract7dt.stages.{stage}", lambda *values: (_ for _ in ()).throw(KeyboardInterrupt))
         pipeline.run(tile)
     refused(capsys, say, "run-patches", product if command == "run-epsf" else "no payloads are recorded", command)
+
+
+def test_fits_of_other_settings_are_noticed(stale, capsys):
+    """A catalog holds fits of one configuration; settings of pictures and workers, and what the native engine does not read, are no part of it."""
+    tile, say = stale
+    change(tile, "cutout_size: 100", "cutout_size: 50")
+    change(tile, "r_ap: 5.0", "r_ap: 9.0")
+    assert say("merge")[0] == 0
+    change(tile, "pos_max_shift_pix: 5.0", "pos_max_shift_pix: 0.01")
+    change(tile, "weak_priors: true", "weak_priors: false")
+    for command in ("merge", "model"):
+        refused(capsys, say, command, "the fits are out of date", "patch_run.pos_max_shift_pix was 5.0, is 0.01",
+                "patch_run.weak_priors was True, is False", "run run-patches again")
+    code, log = say("run-patches")
+    assert code == 0 and "4 patches fitted: patch_run.weak_priors was True, is False, patch_run.pos_max_shift_pix was 5.0, is 0.01" in log
+    assert say("merge")[0] == 0
+
+
+def test_fits_with_other_epsfs_are_noticed(stale, capsys):
+    tile, say = stale
+    change(tile, "star_snr_min: 20.0", "star_snr_min: 60.0")
+    assert say("run-epsf")[0] == 0
+    refused(capsys, say, "merge", "the fits are out of date", "fingerprint of the ePSFs was", "run run-patches again")
+    change(tile, "star_snr_min: 60.0", "star_snr_min: 20.0")
+    assert say("run-epsf")[0] == 0
+    assert say("merge")[0] == 0, "the ePSFs are those of the fits again"
+
+
+def test_settings_of_the_fit_that_reach_the_epsfs_make_them_out_of_date(stale, capsys):
+    """Without a seeing in the header its default decides which detections are stars."""
+    tile, say = stale
+    change(tile, "fallback_default_fwhm_pix: 4.0", "fallback_default_fwhm_pix: 9.0")
+    refused(capsys, say, "run-patches", "ePSFs are out of date", "patch_run.fallback_default_fwhm_pix was 4.0, is 9.0", "run run-epsf again")
+
+
+def test_start_fluxes_belong_to_the_fit_of_the_tractor_engine(tile):
+    """Only it has start fluxes."""
+    def settings(engine, **changes):
+        return fit_settings(configfile.load_config(tile, {"patch_run.engine": engine} | {f"patch_run.{k}": v for k, v in changes.items()}))
+    for changes in (dict(r_ap=9.0), dict(eps_flux=0.5)):
+        assert settings("native") == settings("native", **changes)
+        assert settings("tractor") != settings("tractor", **changes)
+
+
+def backwards(table):
+    return table.assign(RA=table["RA"].to_numpy()[::-1], DEC=table["DEC"].to_numpy()[::-1], TYPE="EXP")
+
+
+@pytest.mark.parametrize("stage", ["load_inputs", "build_epsf", "cut_payloads"])
+def test_a_catalog_that_is_edited_during_a_run_is_not_taken_for_the_one_that_was_read(stale, capsys, monkeypatch, stage):
+    """The run held the old catalog; rows of the new one must not be joined with its fits."""
+    tile, say = stale
+    real = getattr(stages, stage)
+
+    def edited(*values):
+        made = real(*values)
+        backwards(pd.read_csv(tile.parent / "cat.csv", dtype=str)).to_csv(tile.parent / "cat.csv", index=False)
+        return made
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, stage, edited)
+        refused(capsys, say, "run", "payloads are out of date", f"{tile.parent / 'cat.csv'} has changed")
+    refused(capsys, say, "merge", "payloads are out of date", f"{tile.parent / 'cat.csv'} has changed", "run build-patch-inputs again")
+    assert say("run")[0] == 0
+    catalog = pd.read_csv(tile.parent / "work" / "output_catalog.csv")
+    assert set(catalog["TYPE"]) == {"EXP"} and set(catalog["stype_fit"]) == {"exp"}
+
+
+def test_a_batch_does_not_skip_a_tile_whose_inputs_changed_during_its_run(stale):
+    """What counts is the files as they were read, not as they were when the tile was finished."""
+    tile, say = stale
+    cfg = configfile.load_config(tile)
+    done = batch.TileRow(str(tile), status="done", state=batch.tile_state(cfg))
+    assert batch.is_finished(done, cfg)
+    os.utime(tile.parent / "m425.fits", (1, 1))
+    late = replace(done, state=batch.tile_state(cfg))
+    assert not batch.is_finished(done, cfg) and not batch.is_finished(late, cfg)
+
+
+def test_a_merge_without_patches_that_failed_says_so(stale, monkeypatch, capsys):
+    """As the run did: exit code 1 and a line for each."""
+    tile, say = stale
+    change(tile, "resume: true", "resume: false")
+    real = run.fit_patch
+
+    def failing(payload, *values):
+        if payload.patch.tag.endswith("pr00_pc00"):
+            raise ValueError("no")
+        return real(payload, *values)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fit_patch", failing)
+        assert say("run")[0] == 1
+    capsys.readouterr()
+    code, _ = say("merge")
+    told = capsys.readouterr()
+    assert code == 1 and "problem: patch r00_c00_pr00_pc00: its fit failed; see " in told.out + told.err
+    assert pipeline.run_patches(tile).ok and pipeline.merge(tile).ok
 
 
 # ---- workers whose run was killed ---------------------------------------------------------------------------------

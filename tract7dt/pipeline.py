@@ -30,7 +30,7 @@ from .manifest import require_fits
 from .patches import Patch
 from .patches import build_patches as divide_frame
 from .run import RunSummary
-from .stages import calibrate, kept_tile, make_catalog, make_epsf, make_fits, make_patch_inputs, make_patches, prepare_tile
+from .stages import calibrate, failed_fits, kept_tile, make_catalog, make_epsf, make_fits, make_patch_inputs, make_patches, prepare_tile
 from .tile import Tile, load_inputs
 
 # %% ../nbs/70_pipeline.ipynb #c004
@@ -247,7 +247,7 @@ def merge(config) -> Result:
     """
     with session(config, "merge") as (cfg, layout):
         require_fits(layout, cfg)
-        return Result("merge", layout, catalog=make_catalog(kept_tile(cfg, layout), cfg, layout))
+        return Result("merge", layout, failed_fits(layout), catalog=make_catalog(kept_tile(cfg, layout), cfg, layout))
 
 # %% ../nbs/70_pipeline.ipynb #c018
 def compute_zp(config) -> Result:
