@@ -265,7 +265,8 @@ def merged(tile, **columns):
 def test_21_ids_are_text_after_the_zero_points(tmp_path):
     """`00002` stays `00002` although every ID is a number, and so does a Gaia id of 19 digits."""
     path = tmp_path / "out.csv"
-    table = pd.DataFrame({"ID": ["00001", "00002"], "gaia_source_id": ["", "3836034168244699790"], "FLUX_g_fit": [1.0, 2.0], "FLUXERR_g_fit": 0.1})
+    table = pd.DataFrame({"ID": ["00001", "00002"], "gaia_source_id": ["", "3836034168244699790"], "FLUX_g_fit": [1.0, 2.0], "FLUXERR_g_fit": 0.1,
+                          "stype_fit": "star", "fit_flags": 0, "fit_is_reliable": True, "excluded_any": False, "excluded_reason": ""})
     write_catalog(table, path, ["g"])
     again = add_magnitudes(read_catalog(path), SimpleNamespace(bands={}), ["g"], "standard_error")
     write_catalog(again, path, ["g"])
