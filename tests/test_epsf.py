@@ -159,6 +159,18 @@ def test_few_stars_and_thin_cells(count, snr, allowed):
         assert abs(flux_error(stamp, truth)) <= min(allowed, 3 * fit.psf.eps_pred(*cell.box.centre))
 
 
+@pytest.mark.parametrize("cutout, fwhm", [(19, 3.2), (9, 3.2), (29, 5.0), (29, 7.0)])
+def test_stamps_smaller_than_the_grid_would_like(cutout, fwhm):
+    "Legal settings leave stamps that end inside the residual grid, or have no room for one: the PSF is found all the same."
+    psf = galsim.Convolve(galsim.Moffat(beta=3.0, fwhm=fwhm), galsim.Pixel(1.0))
+    stars = isolated_stars(psf, np.full(20, 100.0), seed=3)
+    fit = fit_band("m500", FRAME, 1, replace(stars, stamps=stars.stamps.window(cutout // 2)), START + [np.log(fwhm / 3.2), 0, 0, 0, 0])
+    stamp = fit.psf.stamp(*MIDDLE)
+    truth = aligned_truth(stamp, psf)
+    assert abs(stamp.max() / truth.max() - 1) <= 0.06 and abs(flux_error(stamp, truth)) <= 0.06
+    assert (fit.psf.residual.size == 1) == (cutout == 9)
+
+
 def test_predicted_error_is_of_the_right_size():
     "Over small bands the errors are about as large as predicted."
     ratios = []

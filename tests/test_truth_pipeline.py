@@ -125,8 +125,8 @@ def cell_stamps(run):
             yield f"{band} {cell.tag}", stamp, stamp_of_truth(band, *cell.box.centre, stamp)
 
 
-# Noise of the stars: that cell has eleven of total S/N 313; the same scene without noise is within 0.1 %.
-PEAK_MISSES = {(9, "peak"): "+1.30 % in one cell of m400"}
+# Noise of the stars: that cell has nine, all faint; the same scene without noise is within 0.1 %.
+PEAK_MISSES = {(9, "peak"): "+1.52 % in one cell of m400"}
 
 
 def test_peaks_of_the_epsf(run, seed, request):

@@ -161,7 +161,7 @@ def residual_rounds(stars: BandStars, core: CoreFit, state: StarState, shape, st
     theta = core.theta(polynomial_terms(stars.stamps.x, stars.stamps.y, shape, terms_degree(core)))
     state, stamps, around = settle(stars.stamps, stars.neighbours, theta, None, step, state)
     grid, amplitude = solve_residual(stamps, theta, state, around, step)
-    for _ in range(RESIDUAL_ROUNDS - 1):
+    for _ in range(RESIDUAL_ROUNDS - 1 if grid.size > 1 else 0):
         state = refit(stamps, theta, grid, step, state, around)
         grid, amplitude = solve_residual(stamps, theta, state, around, step, grid)
     return grid, amplitude
