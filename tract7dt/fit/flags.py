@@ -38,7 +38,7 @@ FLAGS = (
     FlagInfo("start_clipped", False, "a start value was outside the range of the model and was clipped into it"),
     FlagInfo("near_unmodelled", False, "bright light that belongs to no source in the list was found within its footprint and ignored"),
     FlagInfo("blended", False, "some flux is shared with a neighbour that is hardly resolved, or depends on a shape as much: marginal error "
-             "more than 4 times the conditional one, and opposite to the neighbour's"),
+             "more than 4 times the conditional one"),
 )
 
 # %% ../../nbs/40_flags.ipynb #c008

@@ -23,9 +23,14 @@ HALF, PERIOD = MIN_HALF, PERIODS[0]
 
 # %% ../../nbs/47b_head_start.ipynb #c008
 def mean_pixels(pixels: Pixels) -> Pixels:
-    "The mean of all bands as the only band, with a border of `HALF` pixels without weight and the mean PSF."
+    """The mean of all bands as the only band, with a border of `HALF` pixels without weight and the mean PSF.
+
+    Pixels that are bad in a band which has others that are good have no weight.
+    """
+    bands = np.count_nonzero(pixels.weight.any(axis=(1, 2)))
     weight = np.sqrt(np.einsum("bij,bij->ij", pixels.weight, pixels.weight))
-    target = np.einsum("bij,bij->ij", pixels.weight, pixels.target) / np.where(weight > 0, weight, 1)
+    weight[pixels.bands_seen < bands] = 0
+    target = np.einsum("bij,bij->ij", pixels.weight, pixels.target) * (weight > 0) / np.where(weight > 0, weight, 1)
     return replace(pixels, target=np.pad(target, HALF)[None], weight=np.pad(weight, HALF)[None], psfs=(pixels.mean_psf,), cubes={})
 
 # %% ../../nbs/47b_head_start.ipynb #c011
@@ -80,10 +85,11 @@ def _real_products(rows, waves) -> np.ndarray:
 # %% ../../nbs/47b_head_start.ipynb #c017
 def small_layout(layout: Layout, theta) -> Layout:
     "Layout with the mean image and small stamps around the start parameters `theta`."
-    pixels, prints = mean_pixels(layout.pixels), []
+    pixels, prints, good = mean_pixels(layout.pixels), [], np.pad(layout.pixels.bands_seen > 0, HALF)
     for t, f in zip(theta, layout.footprints):
         window = Window.around(t[X] + HALF, t[Y] + HALF, HALF)
         whole = not f.window.empty and window == window.clip(pixels.frame)
+        whole = whole and 2 * np.count_nonzero(pixels.weight[window.slices]) >= np.count_nonzero(good[window.slices[1:]])
         prints.append(Footprint(window if whole else Window(0, 0, 0, 0), HALF, PERIOD, *t[:3]))
     taking_part = np.array([not f.window.empty for f in prints], bool)
     nothing = np.zeros((len(prints), 1))
@@ -109,19 +115,9 @@ STEPS, DAMPING = 2, 1e-3
 
 # %% ../../nbs/47b_head_start.ipynb #c022
 def head_start(layout: Layout, rules, theta) -> np.ndarray:
-    """Parameters after a few steps on small stamps of the mean image.
+    """Parameters [S, 6] after two steps from `theta` [S, 6] on small stamps of the mean image; both inside the limits.
 
-    Parameters
-    ----------
-    layout : Layout
-    rules : Rules
-    theta : float [S, 6]
-        Start parameters, inside the limits.
-
-    Returns
-    -------
-    float [S, 6]
-        Inside the limits; the start parameters where the steps did not help or the source took no part.
+    A source keeps its start parameters where the first step did not help, or if it took no part. The second step is not judged.
     """
     small, begin, before = small_layout(layout, theta), theta, np.full(len(theta), np.inf)
     grid, transform = layout.pixels.mean_cube(PERIOD)

@@ -176,7 +176,8 @@ class State:
     theta [S, 6]; stacks: list of [B, c, nY, nX]; pairs int [P, 2]; gram [P, B, 7, 7]; sky_column [S, B, 7];
     data_column [S, B]: products of templates and whitened images; inverse [B, S+1, S+1] of the linear normal matrices, and
     its root (inverse = root^T root); linear [B, S+1]: fluxes and sky; residual float32 [B, H, W], whitened;
-    left_over [S, B, 7]: products of stacks and residual; chi2: with flux priors.
+    left_over [S, B, 7]: products of stacks and residual; chi2: with flux priors; made_at [S, 6]: parameters at which the
+    derivatives in the stacks were made.
     """
     theta: np.ndarray
     stacks: list
@@ -190,6 +191,7 @@ class State:
     residual: np.ndarray
     left_over: np.ndarray
     chi2: float
+    made_at: np.ndarray
 
     @property
     def flux(self) -> np.ndarray:
@@ -208,13 +210,14 @@ def evaluate(layout: Layout, theta, base: State | None = None, moved=None, fresh
     With a `base`, only sources in `moved` (bool [S]) are rendered again, those not in `fresh` without derivatives.
     """
     moved = np.ones(len(theta), bool) if base is None else moved
-    fresh = moved if fresh is None else fresh
+    fresh = moved if fresh is None else moved & fresh
     stacks = [_next_stack(layout, theta, s, base, fresh[s]) if moved[s] else base.stacks[s] for s in range(len(theta))]
-    return solved(layout, theta, stacks, base, moved)
+    made_at = theta if base is None else np.where(fresh[:, None], theta, base.made_at)
+    return solved(layout, theta, stacks, base, moved, made_at)
 
 # %% ../../nbs/46_normal.ipynb #c030
-def solved(layout: Layout, theta, stacks, base: State | None = None, moved=None) -> State:
-    "State at `theta` with given stacks; blocks of sources that are not in `moved` are those of `base`."
+def solved(layout: Layout, theta, stacks, base: State | None = None, moved=None, made_at=None) -> State:
+    "State at `theta` with given stacks, their derivatives made at `made_at`; blocks of sources not in `moved` are those of `base`."
     moved = np.ones(len(theta), bool) if moved is None else moved
     gram, sky_column, data_column = _blocks(layout, stacks, base, moved)
     normal = linear_normal(layout, gram, sky_column)
@@ -223,7 +226,8 @@ def solved(layout: Layout, theta, stacks, base: State | None = None, moved=None)
     linear, residual, left_over = _best_linear(layout, stacks, normal, inverse, data_column)
     penalty = np.sum(layout.flux_info * (linear[:, :-1].T - layout.flux_mean)**2)
     chi2 = float(image_products(residual, residual).sum() + penalty)
-    return State(theta, stacks, layout.pairs, gram, sky_column, data_column, root, inverse, linear, residual, left_over, chi2)
+    made_at = theta if made_at is None else made_at
+    return State(theta, stacks, layout.pairs, gram, sky_column, data_column, root, inverse, linear, residual, left_over, chi2, made_at)
 
 # %% ../../nbs/46_normal.ipynb #c031
 def _next_stack(layout, theta, s, base, fresh):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAR', 'EXP', 'DEV', 'SERSIC', 'Kind', 'PixelPSF', 'BandData', 'Sources', 'FitOptions', 'FitProblem', 'FitResult']
 
-# %% ../../nbs/41_problem.ipynb #c002
+# %% ../../nbs/41_problem.ipynb #c003
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .flags import FitStatus
 
-# %% ../../nbs/41_problem.ipynb #c004
+# %% ../../nbs/41_problem.ipynb #c005
 class Kind(IntEnum):
     "Source models: a point, or a galaxy profile."
     STAR = 0
@@ -26,10 +26,10 @@ class Kind(IntEnum):
         "The name in lower case, as it is written in tables."
         return self.name.lower()
 
-# %% ../../nbs/41_problem.ipynb #c006
+# %% ../../nbs/41_problem.ipynb #c007
 STAR, EXP, DEV, SERSIC = Kind
 
-# %% ../../nbs/41_problem.ipynb #c008
+# %% ../../nbs/41_problem.ipynb #c009
 @dataclass(frozen=True, eq=False)
 class PixelPSF:
     """A pixelised PSF.
@@ -78,7 +78,7 @@ class PixelPSF:
         "The same PSF in the coordinates of a part of the image whose first pixel is (x0, y0)."
         return self if self.gradient is None else replace(self, origin=(self.origin[0] - x0, self.origin[1] - y0))
 
-# %% ../../nbs/41_problem.ipynb #c009
+# %% ../../nbs/41_problem.ipynb #c010
 def _psf_complaint(stamp, oversampling) -> str | None:
     "What is wrong with a PSF stamp, or None."
     if oversampling not in (1, 2):
@@ -93,7 +93,7 @@ def _psf_complaint(stamp, oversampling) -> str | None:
         return f"PSF stamp sums to {stamp.sum():g}; its sum must be positive (1 for unit flux)"
     return None
 
-# %% ../../nbs/41_problem.ipynb #c010
+# %% ../../nbs/41_problem.ipynb #c011
 def _gradient_complaint(psf) -> str | None:
     "What is wrong with the gradient and the origin of a PSF, or None."
     if psf.gradient is not None and psf.gradient.shape != (2, *psf.stamp.shape):
@@ -104,7 +104,7 @@ def _gradient_complaint(psf) -> str | None:
         return f"PSF origin is {psf.origin}; it must be two finite numbers, x and y"
     return None
 
-# %% ../../nbs/41_problem.ipynb #c015
+# %% ../../nbs/41_problem.ipynb #c016
 @dataclass(frozen=True, eq=False)
 class BandData:
     """Pixels of one band.
@@ -127,21 +127,33 @@ class BandData:
     gain: float = np.inf
 
     def __post_init__(self):
-        image, invvar = np.asarray(self.image, np.float32), np.asarray(self.invvar, np.float32)
+        with np.errstate(over="ignore"):
+            image, invvar = np.asarray(self.image, np.float32), np.asarray(self.invvar, np.float32)
         if image.ndim != 2 or image.shape != invvar.shape:
             raise ValueError(f"band {self.name}: image {image.shape} and invvar {invvar.shape} must be 2-D and of equal shape")
         if not self.gain > 0:
             raise ValueError(f"band {self.name}: gain is {self.gain}; it must be positive (infinite for no photon noise)")
         good = np.isfinite(image) & np.isfinite(invvar) & (invvar > 0)
+        if not good.any():
+            _check_range(self)
         object.__setattr__(self, "image", np.where(good, image, np.float32(0)))
         object.__setattr__(self, "invvar", np.where(good, invvar, np.float32(0)))
 
-# %% ../../nbs/41_problem.ipynb #c018
+# %% ../../nbs/41_problem.ipynb #c017
+def _check_range(band) -> None:
+    "Complain about a band that has good pixels, but none that single precision can hold."
+    image, invvar = np.asarray(band.image), np.asarray(band.invvar)
+    lost = np.isfinite(image) & np.isfinite(invvar) & (invvar > 0)
+    if lost.any():
+        raise ValueError(f"band {band.name}: images up to {np.abs(image[lost]).max():g} with invvar up to {invvar[lost].max():g} are beyond "
+                         "the range of single precision; use a unit in which the noise is nearer to 1")
+
+# %% ../../nbs/41_problem.ipynb #c020
 def _column(default, dtype=float):
     "A field of `Sources` that is broadcast to [S]."
     return field(default=default, metadata={"dtype": dtype})
 
-# %% ../../nbs/41_problem.ipynb #c019
+# %% ../../nbs/41_problem.ipynb #c021
 @dataclass(frozen=True, eq=False)
 class Sources:
     """Sources to fit: start values, priors and what is held fixed; all arrays [S].
@@ -189,7 +201,7 @@ class Sources:
     def __len__(self) -> int:
         return len(self.x)
 
-# %% ../../nbs/41_problem.ipynb #c020
+# %% ../../nbs/41_problem.ipynb #c022
 def _broadcast(name, value, dtype, shape) -> np.ndarray:
     "Copy `value` into an array of `dtype` and `shape`, or say which column does not fit."
     value = np.asarray(value)
@@ -197,7 +209,7 @@ def _broadcast(name, value, dtype, shape) -> np.ndarray:
         raise ValueError(f"sources: {name} has shape {value.shape}; expected one value or {shape}")
     return np.broadcast_to(value, shape).astype(dtype)
 
-# %% ../../nbs/41_problem.ipynb #c023
+# %% ../../nbs/41_problem.ipynb #c025
 @dataclass(frozen=True)
 class FitOptions:
     """How to fit.
@@ -222,7 +234,7 @@ class FitOptions:
         Also return the covariance between the bands of each source's fluxes.
     head_start : bool
         Make the first steps on small stamps of the mean image, with four bands or more. Faster; the result is the same within
-        what counts as converged.
+        what counts as converged, but for galaxies that reach beyond their footprints.
     """
     max_iters: int = 20
     dlnp_stop: float = 0.01
@@ -250,7 +262,7 @@ class FitOptions:
         "The gain in ln p below which a source has converged."
         return max(self.dlnp_stop, 0.001)
 
-# %% ../../nbs/41_problem.ipynb #c026
+# %% ../../nbs/41_problem.ipynb #c028
 @dataclass(frozen=True, eq=False)
 class FitProblem:
     """Bands, sources and options of one fit.
@@ -280,7 +292,7 @@ class FitProblem:
         "Names of the bands in order."
         return tuple(band.name for band in self.bands)
 
-# %% ../../nbs/41_problem.ipynb #c027
+# %% ../../nbs/41_problem.ipynb #c029
 def _problem_complaints(problem) -> list[str]:
     "Everything about a problem that does not fit together."
     if not problem.bands:
@@ -296,7 +308,7 @@ def _problem_complaints(problem) -> list[str]:
             if value is not None and np.shape(value) != expected]
     return out
 
-# %% ../../nbs/41_problem.ipynb #c030
+# %% ../../nbs/41_problem.ipynb #c032
 @dataclass(frozen=True, eq=False)
 class FitResult:
     """Fitted parameters, errors and quality of all sources; see the notebook for definitions.
