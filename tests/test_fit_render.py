@@ -82,13 +82,17 @@ def test_sersic(kind, n, re):
         compare(ours(kind, psf, dx, dy, re, 0.5, theta, n), draw(truth, FIELD, dx, dy), 5e-4, 1e-4)
 
 
-@pytest.mark.parametrize("fwhm, oversampling, peak, flux", [(2.6, 1, 3e-3, 3e-4), (2.5, 2, 1e-3, 1e-4), (2.0, 2, 1e-3, 1e-4)])
+FOLDED = pytest.mark.xfail(strict=True, reason="measured: 3.2e-3 of the peak, half-way between pixels")
+
+
+@pytest.mark.parametrize("fwhm, oversampling, peak, flux", [
+    pytest.param(2.5, 1, 3e-3, 3e-4, marks=FOLDED), (2.6, 1, 3e-3, 3e-4), (2.5, 2, 1e-3, 1e-4), (2.0, 2, 1e-3, 1e-4)])
 def test_coarse_sampling(fwhm, oversampling, peak, flux):
     """Narrow PSFs at the worst phases, which are half-way between pixels.
 
     A native stamp has what is beyond half a cycle per pixel folded onto what is below; moved by half a pixel, the folded part
     has the wrong sign. That is a property of the stamp, not of the transform: at a FWHM of 2.5 pixels it makes 3.2e-3 of the peak,
-    at 2.6, down to which the pipeline takes native stamps, 2.4e-3. Two samples per pixel cure it.
+    at 2.6 2.4e-3. Two samples per pixel cure it, and the pipeline takes them far above these widths.
     """
     psf = stamp_of(fwhm, oversampling)
     for dx, dy in [(0.5, 0.5), (0.5, 0), (0, -0.5), (0.37, -0.21), *phases(7, 2)]:
