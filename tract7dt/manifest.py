@@ -210,8 +210,8 @@ def load_or_renew(layout: Layout) -> Manifest:
     "The manifest, for commands that make products; one that cannot be read is replaced by an empty one, with a warning."
     try:
         return Manifest.load(layout)
-    except Damaged as problem:
-        log.warning("%s", str(problem).replace("; run tract7dt run again", "; it is written anew, and no earlier product counts"))
+    except Damaged:
+        log.warning("%s: damaged or of another version; it is written anew, and no earlier product counts", layout.manifest)
     empty = Manifest()
     empty.save(layout)
     return empty
