@@ -6,7 +6,8 @@
 __all__ = ['NOTHING', 'MOST_ROWS', 'CELL', 'UNBROKEN', 'SHORT', 'DRAWING_ERRORS', 'DPI', 'MOST_BYTES', 'word', 'line_html',
            'table_html', 'png_of', 'light', 'picture_html', 'steps_html', 'card', 'figure_png', 'notebook', 'shown']
 
-# %% ../nbs/06_display.ipynb #c002
+# %% ../nbs/06_display.ipynb #c003
+import math
 import sys
 from base64 import b64encode
 from html import escape
@@ -20,7 +21,7 @@ from PIL import Image
 
 from .errors import UserError
 
-# %% ../nbs/06_display.ipynb #c005
+# %% ../nbs/06_display.ipynb #c006
 NOTHING = "–"
 
 
@@ -34,7 +35,7 @@ def word(value, digits: int = 4) -> str:
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.{digits}g}"
     return str(value)
 
-# %% ../nbs/06_display.ipynb #c008
+# %% ../nbs/06_display.ipynb #c009
 MOST_ROWS = 12
 CELL, UNBROKEN, SHORT = "padding:0 10px 0 0;text-align:left;vertical-align:top", ";white-space:nowrap", 20
 
@@ -65,7 +66,7 @@ def table_html(rows, head=(), most: int | None = MOST_ROWS) -> str:
         lines.append(line_html([f"… and {len(rows) - most} more"]))
     return "<table style='line-height:1.4'>" + "".join(lines) + "</table>" if lines else ""
 
-# %% ../nbs/06_display.ipynb #c011
+# %% ../nbs/06_display.ipynb #c012
 DRAWING_ERRORS = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, UserError, ValueError)
 DPI, MOST_BYTES = 72, 60_000
 
@@ -80,8 +81,8 @@ def png_of(picture, dpi: int = DPI) -> bytes:
     return stream.getvalue()
 
 
-def light(png: bytes, most: int = MOST_BYTES) -> bytes:
-    "The same picture in at most `most` bytes: with a palette, and smaller where that is not enough."
+def light(png: bytes, most: float = MOST_BYTES) -> bytes:
+    "The same picture in at most `most` bytes: with a palette, and smaller where that is not enough (never with `most=math.inf`)."
     image = Image.open(BytesIO(png))
     while True:
         stream = BytesIO()
@@ -91,7 +92,7 @@ def light(png: bytes, most: int = MOST_BYTES) -> bytes:
             return stream.getvalue()
         image = image.convert("RGB").resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
 
-# %% ../nbs/06_display.ipynb #c012
+# %% ../nbs/06_display.ipynb #c013
 def picture_html(recipe) -> str:
     "A picture inside the page; a sentence where the `recipe`, a function that makes it, fails; nothing when it returns None."
     try:
@@ -103,7 +104,7 @@ def picture_html(recipe) -> str:
         return f"<p><i>no picture ({escape(type(failure).__name__)}: {escape(str(failure))})</i></p>"
     return f"<img style='max-width:100%' alt='' src='data:image/png;base64,{data}'/>"
 
-# %% ../nbs/06_display.ipynb #c015
+# %% ../nbs/06_display.ipynb #c016
 def steps_html(steps) -> str:
     "A line of expressions to go on with."
     return "<p style='margin:6px 0 0 0'>Next: " + ", ".join(f"<code>{escape(step)}</code>" for step in steps) + "</p>" if steps else ""
@@ -126,10 +127,10 @@ def card(title: str, lines=(), table: str = "", picture=None, steps=()) -> str:
     body = f"<div style='display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin-top:4px'>{inner}</div>" if inner else ""
     return f"<div class='tract7dt-card'><b>{escape(title)}</b>{texts}{body}{steps_html(steps)}</div>"
 
-# %% ../nbs/06_display.ipynb #c019
+# %% ../nbs/06_display.ipynb #c020
 def figure_png(figure: Figure) -> bytes:
-    "A figure as a notebook shows it."
-    return png_of(figure, 80)
+    "A figure as a notebook shows it: in full size, with a palette, in a third to a half of the bytes."
+    return light(png_of(figure, 80), math.inf)
 
 
 def notebook():
