@@ -19,7 +19,8 @@ from scipy.sparse import csr_matrix, hstack
 
 from measure import best_of, machine
 from tract7dt.configfile import load_config
-from tract7dt.files import Layout, read_csv
+from tract7dt.damage import read_csv
+from tract7dt.files import Layout
 from tract7dt.fit.native import fit
 from tract7dt.fit.problem import FitProblem, FitResult, Kind, PixelPSF
 from tract7dt.fit.psf import psf_cube

@@ -26,8 +26,9 @@ import pandas as pd
 from . import __version__
 from .config import Config, Logging
 from .configfile import load_config
+from .damage import Damaged, read_csv
 from .errors import Problems, UserError, list_some
-from .files import Damaged, Layout, fingerprint, read_csv, safe_name, write_csv
+from .files import Layout, fingerprint, safe_name, write_csv
 from .logs import ConsoleHandler, LineFormatter, duration, handlers_on
 from .manifest import Manifest
 from .merge import read_catalog

@@ -18,8 +18,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from . import __version__
+from .damage import Damaged, read_json, reading
 from .errors import UserError, list_some
-from .files import Damaged, Layout, fingerprint, read_json, reading, write_json
+from .files import Layout, fingerprint, write_json
 
 # %% ../nbs/32_manifest.ipynb #c004
 log = logging.getLogger(__name__)

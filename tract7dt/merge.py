@@ -18,8 +18,9 @@ from astropy.table import MaskedColumn, Table
 
 from .columns import (INTERNAL_COLUMNS, STATE_COLUMNS, all_columns, as_declared, describe, final_columns,
                               fit_columns, fitted_bands, name_in_band)
+from .damage import damaged, read_csv, reading
 from .errors import UserError, list_some
-from .files import atomic_path, damaged, read_csv, reading
+from .files import atomic_path
 from .fit.flags import FitFlag, describe_flags, is_reliable
 from .sky import to_sky
 

@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits
 
 from . import __version__
 from .columns import column_for
+from .damage import read_csv
 from .errors import Problems, UserError
-from .files import Layout, atomic_path, read_csv
+from .files import Layout, atomic_path
 from .fit.footprints import MAX_HALF, Pixels, largest_half, period_for
 from .fit.problem import Kind, Sources
 from .fit.render import Window, render_stack

@@ -8,7 +8,7 @@ __all__ = ['load_psfs', 'psfs_of', 'where_of', 'fit_sources', 'fit_options', 'pi
            'measured_columns', 'patch_catalog', 'PatchFit', 'tractor_settings', 'solve', 'fit_patch', 'patch_with',
            'fit_patch_at']
 
-# %% ../nbs/50_patch_fit.ipynb #c002
+# %% ../nbs/50_patch_fit.ipynb #c003
 import json
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from .fit.tractor_build import TractorSettings
 from .patches import Patch, build_patches
 from .payload import Payload, build_patch_inputs
 
-# %% ../nbs/50_patch_fit.ipynb #c006
+# %% ../nbs/50_patch_fit.ipynb #c007
 def load_psfs(payload: Payload, layout: Layout, cfg) -> dict[str, PatchPSF]:
     "The PSF of every band at the middle of the patch's base box, with its change over a quarter of the box."
     x, y, reach = where_of(payload.patch)
@@ -46,7 +46,7 @@ def where_of(patch: Patch) -> tuple[float, float, tuple[float, float]]:
     "Where in a patch its PSF is taken, and over which distances its change is."
     return *patch.base.centre, (patch.base.width / 4, patch.base.height / 4)
 
-# %% ../nbs/50_patch_fit.ipynb #c009
+# %% ../nbs/50_patch_fit.ipynb #c010
 def fit_sources(payload: Payload, cfg) -> Sources:
     "Start values and priors of a payload's sources, for the engine."
     table = payload.sources
@@ -83,7 +83,7 @@ def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
     )
     return FitProblem(bands, fit_sources(payload, cfg), fit_options(cfg.patch_run))
 
-# %% ../nbs/50_patch_fit.ipynb #c012
+# %% ../nbs/50_patch_fit.ipynb #c013
 def psf_columns(psfs: dict[str, PatchPSF], min_stars: int) -> dict[str, object]:
     "Columns that say which PSFs a patch was fitted with; one value for all of its sources."
     fallback = {band: psf.fallback_reason for band, psf in sorted(psfs.items()) if psf.fallback_reason}
@@ -168,7 +168,7 @@ def patch_catalog(payload: Payload, psfs: dict[str, PatchPSF], kind: np.ndarray,
     table = pd.concat([payload.sources.drop(columns=[c for c in order if c in payload.sources]), fitted], axis=1)
     return as_declared(table, declared)
 
-# %% ../nbs/50_patch_fit.ipynb #c014
+# %% ../nbs/50_patch_fit.ipynb #c015
 @dataclass(frozen=True, repr=False)
 class PatchFit:
     """A fitted patch: what went in, what came out, and the catalog made of it.
@@ -206,6 +206,12 @@ class PatchFit:
     def measured(self) -> pd.DataFrame:
         "Rows of the sources that this patch reports."
         return self.sources[self.payload.is_measured].reset_index(drop=True)
+
+    @property
+    def others(self) -> pd.DataFrame:
+        "`ID` and fit columns of the sources that took part but are not reported: those of the halo, and saturated ones."
+        names = {"ID", *(column.name for column in fit_columns(list(self.psfs), self.together))}
+        return self.sources.loc[~self.payload.is_measured, [name for name in self.sources if name in names]].reset_index(drop=True)
 
     def endings(self) -> dict[str, int]:
         "How many fits of sources ended how; a source fitted in each band alone counts once for each."
@@ -288,7 +294,7 @@ def fit_patch(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> PatchFit:
     table = patch_catalog(payload, psfs, problem.sources.kind, results, cfg.patch_run)
     return PatchFit(payload, psfs, problem, results, together, table, time.perf_counter() - start)
 
-# %% ../nbs/50_patch_fit.ipynb #c022
+# %% ../nbs/50_patch_fit.ipynb #c023
 def patch_with(tile, cfg, name: str) -> Patch:
     """The patch called `name`, or that in which the source called so lies.
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from . import __version__
 from .columns import fitted_bands
-from .files import reading, write_text
+from .damage import reading
+from .files import write_text
 from .fit.flags import FLAGS
 from .manifest import Manifest
 from .pipeline import depth, session

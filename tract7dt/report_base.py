@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import Config
+from .damage import damaged, read_csv, read_json
 from .errors import UserError
-from .files import Layout, damaged, read_csv, read_json
+from .files import Layout
 from .frames import Band
 from .merge import read_catalog
 from .model_images import open_bands

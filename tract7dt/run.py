@@ -27,9 +27,10 @@ from threadpoolctl import threadpool_limits
 
 from . import __version__, redo
 from .columns import all_columns, as_declared, fitted_bands
+from .damage import damaged, reading
 from .errors import list_some
 from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost
-from .files import Layout, damaged, file_fingerprint, reading, write_csv, write_json, write_text
+from .files import Layout, file_fingerprint, write_csv, write_json, write_text
 from .fit.flags import FitStatus
 from .fit.problem import FitResult
 from .logs import progress
@@ -144,7 +145,7 @@ def missing_picture(tag: str, layout: Layout, settings) -> str:
 
 
 def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
-    "Fit one payload file and write its catalog, log, picture and, last, its meta.json."
+    "Fit one payload file and write its catalogs, log, picture and, last, its meta.json."
     start = time.perf_counter()
     path = layout.payload(tag)
     payload = read_payload(path)
@@ -160,6 +161,7 @@ def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     with threadpool_limits(cfg.patch_run.threads_per_process):
         fit = fit_patch(payload, psfs, cfg)
     write_csv(layout.patch_catalog(tag), fit.measured)
+    write_csv(layout.patch_others(tag), fit.others)
     write_text(layout.patch_log(tag), patch_log(fit))
     write_text(layout.patch_runner_log(tag), f"tract7dt {__version__}: {tag} fitted in {fit.seconds:.2f} s\n")
     write_json(layout.patch_meta(tag), patch_meta(fit, cfg.patch_run, parts))

@@ -24,8 +24,9 @@ from scipy.spatial import cKDTree
 
 from .catalog import Catalog, read_catalog, valid_coordinates
 from .columns import INTERNAL_COLUMNS, all_columns, as_declared, result_columns
+from .damage import read_csv, read_json, reading
 from .errors import Problems, list_some
-from .files import Layout, atomic_path, read_csv, read_json, reading, write_csv, write_json
+from .files import Layout, atomic_path, write_csv, write_json
 from .frames import Band, BandPixels, MaskBit, relative_factor
 from .gaia_table import check_gaia
 from .headers import read_bands

@@ -14,8 +14,9 @@ import pandas as pd
 
 from ..catalog import canonical_names
 from ..columns import all_columns, as_declared, fitted_bands
+from ..damage import read_csv
 from ..errors import UserError
-from ..files import Layout, read_csv
+from ..files import Layout
 from .base import DPI, FinishedRun, open_band
 from ..merge import read_catalog
 from ..plots.base import sky_noise, sky_norm

@@ -15,8 +15,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ..columns import column_for
+from ..damage import read_csv
 from ..errors import UserError
-from ..files import Layout, read_csv
+from ..files import Layout
 from ..fit.flags import describe_flags
 from .base import ClickGrid, FinishedRun, Inspector, Picture, choices, number, png_of, row_of, table_html
 from .maps import band_names, base_box, divisions, hull, map_sheet, read_index, read_map, read_patches

@@ -16,8 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..columns import all_columns, as_declared, fitted_bands
+from ..damage import read_csv
 from ..errors import UserError
-from ..files import Layout, read_csv
+from ..files import Layout
 from ..gaia_table import load_gaia
 from .base import FinishedRun, Inspector, Picture, choices, row_of, table_html
 from ..merge import read_catalog
