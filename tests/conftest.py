@@ -1,21 +1,80 @@
-"""What several test modules share: the sample tile, run once."""
+"""What several test modules share: the sample tile, run once, and the program, started quickly."""
 
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = Path(sys.executable).with_name("tract7dt")
+LIBRARIES = ["numpy", "scipy.optimize", "scipy.interpolate", "pandas", "pydantic", "astropy.io.fits", "astropy.wcs", "astropy.table",
+             "astropy.units", "astropy.stats", "photutils.psf", "sep", "matplotlib.pyplot", "IPython", "execnb.shell", "nbdev.test"]
+ROOMS = ["tract7dt.cli", "tract7dt.pipeline", "tract7dt.report", "tract7dt.model_images", "tract7dt.batch"]
 
 
 @pytest.fixture(scope="session")
-def program():
-    """Run the command line program; returns the finished process."""
+def loaded():
+    """Processes that start as copies of one that has imported the libraries and the package, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES + ROOMS)
+    return context
+
+
+class Done(NamedTuple):
+    """How a program ended and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_main(words: list[str], folder: Path | None, environment: dict[str, str], out: Path, err: Path) -> None:
+    """What the entry point of the program does in a process of its own, with its output in two files."""
+    from tract7dt.cli import main
+
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.chdir(folder or os.getcwd())
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(PROGRAM), *words]
+    try:
+        main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+
+
+@pytest.fixture(scope="session")
+def program(loaded, tmp_path_factory):
+    """Run the command line program; returns its exit code and what it printed.
+
+    The process is a copy of one that has the imports behind it; `real_program` is what a terminal starts.
+    """
+    said = tmp_path_factory.mktemp("said")
+
     def call(*words, cwd=None):
-        return subprocess.run([PROGRAM, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=500)
+        out, err = said / "out", said / "err"
+        for path in (out, err):
+            path.unlink(missing_ok=True)
+        process = loaded.Process(target=run_main, args=([*map(str, words)], cwd, dict(os.environ), out, err))
+        process.start()
+        process.join(500)
+        assert process.exitcode is not None, f"tract7dt {words}: still running after 500 s"
+        return Done(process.exitcode, out.read_text(), err.read_text())
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_program():
+    """Run the command line program as a terminal does; returns its exit code and what it printed."""
+    def call(*words, cwd=None):
+        done = subprocess.run([PROGRAM, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=500)
+        return Done(done.returncode, done.stdout, done.stderr)
     return call
 
 
@@ -24,16 +83,16 @@ def fresh_sample(tmp_path_factory):
     """Make a copy of the sample tile in a new folder; returns the folder."""
     def copy(name):
         folder = tmp_path_factory.mktemp(name) / "sample"
-        shutil.copytree(ROOT / "sample_data", folder, ignore=shutil.ignore_patterns("work"))
+        shutil.copytree(ROOT / "sample_data", folder, ignore=shutil.ignore_patterns("work*"))
         return folder
     return copy
 
 
 @pytest.fixture(scope="session")
-def sample_run(program, fresh_sample):
+def sample_run(real_program, fresh_sample):
     """The folder of a sample tile on which `tract7dt run` was run."""
     folder = fresh_sample("run")
-    done = program("run", "--config", folder / "config.yaml")
+    done = real_program("run", "--config", folder / "config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

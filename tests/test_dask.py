@@ -21,7 +21,7 @@ from tract7dt.errors import UserError
 from tract7dt.files import Layout
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.xdist_group("middle")
+pytestmark = pytest.mark.xdist_group("middle_run")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from tract7dt.errors import UserError
 from tract7dt.patch_fit import fit_patch, fit_patch_at, load_psfs
 from tract7dt.payload import read_payload
 
+pytestmark = pytest.mark.xdist_group("middle_run")
 OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points", "fits", "result")
 
 

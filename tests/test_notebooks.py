@@ -1,7 +1,6 @@
 """Notebooks are the source: they run, they are clean, and the modules are what they export."""
 
 import json
-import multiprocessing
 import re
 import shutil
 import subprocess
@@ -14,18 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 BIN = Path(sys.executable).parent
-
-
-HEAVY_IMPORTS = ["numpy", "scipy.optimize", "scipy.interpolate", "pandas", "pydantic", "astropy.io.fits", "astropy.wcs", "astropy.table",
-                 "astropy.units", "astropy.stats", "photutils.psf", "sep", "matplotlib.pyplot", "IPython", "execnb.shell", "nbdev.test"]
-
-
-@pytest.fixture(scope="session")
-def loaded():
-    """Processes that start as copies of one that has imported the libraries of nearly every notebook."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY_IMPORTS)
-    return context
 
 
 def run_notebook(notebook: Path, output: Path) -> None:

@@ -353,6 +353,11 @@ def test_stars_of_a_cell_are_marked_by_origin_and_the_others_explained(stars):
     assert texts[:4] == ["detection (1)", "Gaia (1)", "both (2)", "not used: dropped by the fit 1, shape 1"]
 
 
+def test_a_thinned_cell_has_its_stars_where_they_are(stars):
+    (panel,) = drawn(psf_stars(np.zeros((18, 20)), np.zeros((18, 20), bool), stars, Box(100, 180, 200, 270), step=4)).panels
+    assert points(panel, "circle") == [(2.5, 2.5)] and points(panel, "diamond") == [(10, 10), (12.5, 12.5)]
+
+
 def test_a_cell_without_stars_is_drawn(stars):
     assert drawn(psf_stars(np.zeros((9, 9)), np.ones((9, 9), bool), stars[:0], Box(0, 9, 0, 9))).legend[3][1] == "not used: none"
 

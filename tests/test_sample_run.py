@@ -162,15 +162,22 @@ def test_tree(layout):
     assert list(work.glob("config_used_*.yaml"))
 
 
-def test_single_commands_give_the_catalog_of_run(sample_run, fresh_sample, program):
-    folder = fresh_sample("chain")
-    for command in ("run-epsf", "build-patches", "build-patch-inputs", "run-patches", "merge", "compute_zp"):
-        done = program(command, folder / "config.yaml")
+CHAIN = ("run-epsf", "build-patches", "build-patch-inputs", "run-patches", "merge", "compute_zp")
+
+
+def middle_catalog(program, folder, workers, commands=("run",)):
+    """The bytes of the catalog that commands make of the middle of the sample tile."""
+    config = folder / "middle.yaml"
+    config.write_text(config.read_text().replace("max_workers: auto", f"max_workers: {workers}"))
+    for command in commands:
+        done = program(command, config)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    assert (folder / "work/output_catalog.csv").read_bytes() == (sample_run / "work/output_catalog.csv").read_bytes()
+    return (folder / "work_middle/output_catalog.csv").read_bytes()
 
 
-def test_two_runs_are_identical(sample_run, fresh_sample, program):
-    folder = fresh_sample("again")
-    assert program("run", folder / "config.yaml").returncode == 0
-    assert (folder / "work/output_catalog.csv").read_bytes() == (sample_run / "work/output_catalog.csv").read_bytes()
+def test_single_commands_and_any_number_of_workers_give_the_same_catalog(fresh_sample, program):
+    """One run with one worker, one with three, one as a chain of commands."""
+    given = middle_catalog(program, fresh_sample("run"), 1)
+    assert given.count(b"\n") > 100
+    assert middle_catalog(program, fresh_sample("again"), 3) == given
+    assert middle_catalog(program, fresh_sample("chain"), 2, CHAIN) == given

@@ -198,6 +198,7 @@ def test_joining_many_patches_never_holds_all_of_them_as_text(tmp_path, middle_c
     assert max(texts) == 40 and sum(texts) == 300
 
 
+@pytest.mark.xdist_group("middle_run")
 def test_a_process_killed_in_the_middle_changes_nothing(middle_run, middle_config, monkeypatch):
     """As the kernel does it when memory runs out: SIGKILL to a worker that fits."""
     cfg, _ = middle_run

@@ -65,3 +65,10 @@ def test_changelog_names_all_keys_and_commands_that_are_new():
     assert 10 < len(new) < 40 and [key for key in new if f"`{key}`" not in text] == []
     earlier = "run run-epsf build-patches build-patch-inputs run-patches merge compute-zp dump-config download-sample".split()
     assert [name for name in commands() if name not in earlier and f"`{name}`" not in text] == []
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="the tests run in one process")
+@pytest.mark.xdist_group("a_group")
+def test_groups_of_tests_stay_together(request):
+    """pytest 9.2 with pytest-xdist 3.8 forgets the groups: every process then makes every shared run anew."""
+    assert request.node.nodeid.endswith("@a_group")
