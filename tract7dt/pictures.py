@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'RIM_PIXELS', 'save_picture', 'draw', 'warn', 'remove', 'rim_boxes', 'put_thinned', 'thinned_white',
            'picture_before_crop', 'draw_load', 'draw_zoom', 'draw_gaia', 'draw_bright_mask', 'numbered_stars',
-           'cell_title', 'field_pictures', 'stamp_pictures', 'mixture_picture', 'star_pictures', 'sky_noises',
-           'draw_cell', 'sheet_path', 'draw_band', 'draw_epsf', 'band_problems', 'montage_rows', 'draw_patch',
-           'draw_zero_points']
+           'cell_title', 'printed_part', 'field_pictures', 'stamp_pictures', 'mixture_picture', 'star_pictures',
+           'sky_noises', 'draw_cell', 'sheet_path', 'draw_band', 'draw_epsf', 'band_problems', 'montage_rows',
+           'draw_patch', 'draw_zero_points']
 
 # %% ../nbs/69_pictures.ipynb #c003
 import logging
@@ -33,8 +33,8 @@ from .plots.calibration import zp_vs_mag
 from .plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
 from .plots.field import bright_mask_overlay, display_step, gaia_overlay, white_after_crop, white_before_crop, white_overlay
 from .plots.patch import montage_sheet, overview_sheet, paint_patch
-from .plots.sheet import Sheet
-from .plots.stars import background_diagnostics, psf_stars, star_backgrounds, star_residuals, star_stamps
+from .plots.sheet import Sheet, scale_of
+from .plots.stars import BACKGROUND_INCHES, FIELD_INCHES, background_diagnostics, psf_stars, star_backgrounds, star_residuals, star_stamps
 from .sky import Box
 from .tile import Tile, stack_strip
 
@@ -161,16 +161,25 @@ def cell_title(product: CellPSF, listed) -> str:
     return f"{product.band} {product.cell.tag}: {int(listed['accepted'].sum())} stars used of {len(listed)} candidates"
 
 
-def field_pictures(product: CellPSF, view, listed, settings) -> dict[str, tuple]:
+def printed_part(box: Box, inches: float, dpi: int) -> tuple[tuple[slice, slice], int]:
+    "Every so many-th pixel of a box, as a panel of this width prints it, and the step."
+    step = scale_of(box.width, inches * dpi)[1]
+    rows, columns = box.slices
+    return (slice(rows.start, rows.stop, step), slice(columns.start, columns.stop, step)), step
+
+
+def field_pictures(product: CellPSF, view, listed, cfg: Config) -> dict[str, tuple]:
     "Pictures of the cell's pixels: name to function and values."
-    cut, title = product.cell.box.slices, cell_title(product, listed)
-    raw, background, masked = view.raw[cut], view.background[cut], view.saturated[cut] | ~view.good[cut]
-    made = {"psfstars": (psf_stars, raw, masked, listed, product.cell.box, title)}
+    settings, box, title = cfg.epsf, product.cell.box, cell_title(product, listed)
+    cut, step = printed_part(box, FIELD_INCHES, cfg.plotting.dpi)
+    masked = view.saturated[cut] | ~view.good[cut]
+    made = {"psfstars": (psf_stars, view.raw(cut), masked, listed, box, title, step)}
     if settings.background_subtract_patch:
-        made["psfstars_bgsub"] = (psf_stars, raw - background, masked, listed, product.cell.box, f"{title}, background subtracted")
+        made["psfstars_bgsub"] = (psf_stars, view.subtracted[cut], masked, listed, box, f"{title}, background subtracted", step)
         if settings.save_patch_background_diagnostics:
-            made["background_diagnostics"] = (background_diagnostics, raw, background, view.hidden[cut], f"{product.band} {product.cell.tag}",
-                                              settings.diagnostics_show_colorbar)
+            cut, _ = printed_part(box, BACKGROUND_INCHES, cfg.plotting.dpi)
+            made["background_diagnostics"] = (background_diagnostics, view.raw(cut), view.background[cut], view.hidden[cut],
+                                              f"{product.band} {product.cell.tag}", settings.diagnostics_show_colorbar)
     return made
 
 
@@ -224,7 +233,7 @@ def draw_cell(product: CellPSF, psf: BandPSF, view, mean: np.ndarray, cfg: Confi
     remove(*(layout.cell_picture(product.band, tag, name) for name in CELL_PICTURES))
     stars = view_stars(view, psf, settings, tag, max(settings.save_star_montage_max, settings.residual_diag_max_stars), rejected=True)
     listed = numbered_stars(psf, tag, stars.table)
-    made = field_pictures(product, view, listed, settings) | stamp_pictures(product, mean, cfg) | star_pictures(product, stars, settings)
+    made = field_pictures(product, view, listed, cfg) | stamp_pictures(product, mean, cfg) | star_pictures(product, stars, settings)
     problems = [draw(layout.cell_picture(product.band, tag, name), cfg.plotting.dpi, *picture) for name, picture in made.items()]
     return [problem for problem in problems if problem]
 

@@ -101,11 +101,13 @@ def annulus_levels(images, settings):
     kept : bool array [N, n, n]
     """
     annulus, clip = annulus_pixels(images.shape[1] // 2, settings), SigmaClip(settings.star_local_bkg_sigma, maxiters=5)
-    kept, level = np.isfinite(images) & annulus, np.zeros(len(images))
-    for row, (image, usable) in enumerate(zip(images, kept)):
-        usable[usable] = ~np.ma.getmaskarray(clip(image[usable]))
-        if usable.sum() >= settings.star_local_bkg_minpix:
-            level[row] = np.median(image[usable])
+    kept, level, values = np.zeros(images.shape, bool), np.zeros(len(images)), images[:, annulus]
+    usable = np.isfinite(values)
+    if usable.any():
+        usable = ~np.ma.getmaskarray(clip(np.ma.masked_array(np.where(usable, values, 0), ~usable), axis=1))
+    for row in np.flatnonzero(usable.sum(axis=1) >= settings.star_local_bkg_minpix):
+        level[row] = np.median(values[row, usable[row]])
+    kept[:, annulus] = usable
     return level, kept
 
 

@@ -26,16 +26,19 @@ from ..frames import Band
 class BandView:
     """Pixels of a band as the ePSF stage saw them, all [H, W].
 
-    `raw`, `background` scaled counts; `hidden` pixels that the background map ignored; `frame` the pixels without
+    `background` scaled counts; `hidden` pixels that the background map ignored; `frame` the pixels without
     background and what is known of them; `sources` the list of neighbours and `flux` theirs (None: neighbours are not modelled).
     """
     band: str
-    raw: np.ndarray
     background: np.ndarray
     hidden: np.ndarray
     frame: BandFrame
     sources: SourceList | None
     flux: np.ndarray | None
+
+    def raw(self, cut: tuple[slice, slice] = np.s_[:, :]) -> np.ndarray:
+        "The image with its background, scaled counts; a part of it."
+        return self.frame.image[cut] + self.background[cut]
 
     @property
     def subtracted(self) -> np.ndarray:
@@ -72,7 +75,7 @@ def view_band(band: Band, settings, sources: SourceList | None = None, default_f
     flux = None
     if sources is not None:
         flux, _ = aperture_fluxes(pixels.frame, sources, header_fwhm(band.fwhm_pix, default_fwhm_pix), settings)
-    return BandView(band.name, pixels.frame.image + pixels.background, pixels.background, pixels.hidden, pixels.frame, sources, flux)
+    return BandView(band.name, pixels.background, pixels.hidden, pixels.frame, sources, flux)
 
 # %% ../../nbs/26c_psf_views.ipynb #c009
 @dataclass(frozen=True)
@@ -133,9 +136,10 @@ class StarViews:
 # %% ../../nbs/26c_psf_views.ipynb #c010
 def listed(psf: BandPSF, cell_tag: str | None, most: int | None, rejected: bool) -> pd.DataFrame:
     "Used stars of a model (those rejected by the fit too), brightest first, with their `id` in the cell."
-    stars = psf.stars[psf.stars.accepted | (rejected & (psf.stars.reason == "chi2"))].sort_values(["snr", "x"], ascending=[False, True])
-    stars = stars.assign(id=stars.groupby("cell").cumcount())
-    return stars[(stars.cell == cell_tag) | (cell_tag is None)].head(len(stars) if most is None else most)
+    stars = psf.stars if cell_tag is None else psf.stars[psf.stars["cell"] == cell_tag]
+    stars = stars[stars["accepted"] | (rejected & (stars["reason"] == "chi2"))].sort_values(["snr", "x"], ascending=[False, True])
+    number = stars.groupby("cell").cumcount() if cell_tag is None else np.arange(len(stars))
+    return stars.assign(id=number).head(len(stars) if most is None else most)
 
 
 def view_stars(view: BandView, psf: BandPSF, settings, cell_tag: str | None = None, most: int | None = None, rejected: bool = False) -> StarViews:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STROKES', 'TITLE_POINTS', 'TEXT_POINTS', 'GAP_POINTS', 'ring', 'broken', 'Marks', 'Lines', 'outline', 'Bar', 'bar_of',
-           'Panel', 'Sheet', 'key', 'Plan', 'font', 'scale_of', 'row_rooms', 'legend_lines', 'plan_of', 'draw_strokes',
-           'on_paper', 'draw_marks', 'dashes', 'panel_image', 'write_text', 'upright_text', 'draw_bar', 'put_panel',
-           'draw_legend', 'render']
+           'Panel', 'Sheet', 'key', 'Plan', 'printed', 'font', 'text_width', 'scale_of', 'row_rooms', 'legend_lines',
+           'plan_of', 'draw_strokes', 'on_paper', 'draw_marks', 'dashes', 'panel_image', 'write_text', 'upright_text',
+           'bar_image', 'put_panel', 'draw_legend', 'render']
 
 # %% ../../nbs/65_plots_sheet.ipynb #c003
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from .inks import BLACK, COLOURS, DARK, DIFFERENCE, GREY, INKS, MASKED, PALE, STAMP, WHITE, Ramp, to_inks
+from .inks import BLACK, COLOURS, DARK, DIFFERENCE, GREY, INKS, MASKED, PALE, STAMP, WHITE, Ramp, stretched, to_inks
 
 # %% ../../nbs/65_plots_sheet.ipynb #c007
 def ring(corners: int) -> np.ndarray:
@@ -86,7 +86,7 @@ class Bar:
 
 def bar_of(norm: Normalize, values, ramp: Ramp = GREY, form: str = "{:.3g}") -> Bar:
     "A colour bar of a stretch with ticks at those of the `values` that it shows."
-    places = [(float(norm(value)), form.format(value).replace("+", "") if value == 0 else form.format(value)) for value in values]
+    places = [(float(stretched(value, norm)), form.format(value).replace("+", "") if value == 0 else form.format(value)) for value in values]
     return Bar(ramp, tuple((place, text) for place, text in places if -0.001 <= place <= 1.001))
 
 
@@ -160,13 +160,24 @@ class Plan:
 
     def px(self, points: float) -> int:
         "Printed pixels of a length in points."
-        return max(1, round(points * self.dpi / 72))
+        return printed(points, self.dpi)
+
+
+def printed(points: float, dpi: int) -> int:
+    "Printed pixels of a length in points."
+    return max(1, round(points * dpi / 72))
 
 
 @lru_cache
 def font(pixels: int) -> ImageFont.FreeTypeFont:
     "The font that comes with matplotlib."
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), pixels)
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(4096)
+def text_width(text: str, pixels: int) -> float:
+    "Width of a text in printed pixels, in letters of a size."
+    return font(pixels).getlength(text)
 
 
 def scale_of(width: int, wanted: float) -> tuple[int, int]:
@@ -186,7 +197,7 @@ def legend_lines(sheet: Sheet, width: int, points) -> tuple[tuple[int, ...], ...
     "Entries of the legend, by number, in lines that fit the width."
     lines, used = [[]], 0
     for number, (_, text) in enumerate(sheet.legend):
-        needed = points(22) + font(points(TEXT_POINTS)).getlength(text)
+        needed = points(22) + text_width(text, points(TEXT_POINTS))
         if lines[-1] and used + needed > width:
             lines, used = lines + [[]], 0
         lines[-1].append(number)
@@ -196,13 +207,13 @@ def legend_lines(sheet: Sheet, width: int, points) -> tuple[tuple[int, ...], ...
 
 def plan_of(sheet: Sheet, dpi: int) -> Plan:
     "Where everything goes at a resolution."
-    points = lambda length: max(1, round(length * dpi / 72))
+    points = lambda length: printed(length, dpi)
     h, w = sheet.panels[0].pixels.shape
     magnify, thin = scale_of(w, sheet.inches * dpi)
     panel = (-(-h // thin) * magnify, -(-w // thin) * magnify)
     gap, columns = points(GAP_POINTS), max(len(row) for row in sheet.rows)
     left = gap + (points(TEXT_POINTS + 5) if sheet.row_titles else 0)
-    width = max(left + columns * (panel[1] + gap), 2 * gap + int(font(points(TITLE_POINTS)).getlength(sheet.title)))
+    width = max(left + columns * (panel[1] + gap), 2 * gap + int(text_width(sheet.title, points(TITLE_POINTS))))
     tops, y = [], gap + (points(TITLE_POINTS + 6) if sheet.title else 0)
     for row in sheet.rows:
         above, below = row_rooms(row, points)
@@ -258,7 +269,9 @@ def dashes(strokes: np.ndarray, length: int) -> np.ndarray:
 def panel_image(panel: Panel, plan: Plan) -> Image.Image:
     "A panel at the size of the print, with its marks, which end at its edge."
     pixels = panel.pixels[::plan.thin, ::plan.thin][::-1]
-    image = Image.fromarray(np.repeat(np.repeat(pixels, plan.magnify, axis=0), plan.magnify, axis=1))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if plan.magnify > 1:
+        image = image.resize((image.width * plan.magnify, image.height * plan.magnify), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1"
     for marks in panel.marks:
@@ -268,11 +281,11 @@ def panel_image(panel: Panel, plan: Plan) -> Image.Image:
 # %% ../../nbs/65_plots_sheet.ipynb #c016
 def write_text(draw: ImageDraw.ImageDraw, place, text: str, pixels: int, room: float, anchor: str = "mm", fill: int = BLACK) -> None:
     "Write one line that fits the room (printed pixels)."
-    length = font(pixels).getlength(text)
+    length = text_width(text, pixels)
     if length > room:
         pixels = max(round(0.6 * pixels), int(pixels * room / length))
-    while len(text) > 1 and font(pixels).getlength(text) > room:
-        text = text[:-2] + "…"
+        while len(text) > 1 and text_width(text, pixels) > room:
+            text = text[:-2] + "…"
     draw.text(place, text, fill=fill, font=font(pixels), anchor=anchor)
 
 
@@ -284,18 +297,21 @@ def upright_text(image: Image.Image, place, text: str, pixels: int, room: int) -
     image.paste(turned, (round(place[0] - turned.width / 2), round(place[1] - turned.height / 2)))
 
 
-def draw_bar(image: Image.Image, bar: Bar, left: int, top: int, plan: Plan) -> None:
-    "Draw a colour bar as wide as a panel."
-    entries = np.tile(bar.ramp.index(np.linspace(0, 1, plan.panel[1])), (plan.px(5), 1))
-    image.paste(Image.fromarray(entries), (left, top))
+@lru_cache(64)
+def bar_image(bar: Bar, width: int, dpi: int) -> Image.Image:
+    "A colour bar with its ticks, `width` printed pixels wide; remembered, since most panels of a sheet have the same."
+    size, px = printed(TEXT_POINTS, dpi), lambda points: printed(points, dpi)
+    image = Image.new("L", (width, px(TEXT_POINTS + 10)), WHITE)
+    image.paste(Image.fromarray(np.tile(bar.ramp.index(np.linspace(0, 1, width)), (px(5), 1))), (0, 0))
     draw, end = ImageDraw.Draw(image), -1.0
     for place, text in bar.ticks:
-        x, half = left + place * (plan.panel[1] - 1), font(plan.px(TEXT_POINTS)).getlength(text) / 2
-        middle = min(max(x, left + half), left + plan.panel[1] - half)
+        x, half = place * (width - 1), text_width(text, size) / 2
+        middle = min(max(x, half), width - half)
         if middle - half > end:
-            draw.line((x, top + plan.px(5), x, top + plan.px(7)), fill=BLACK)
-            draw.text((middle, top + plan.px(7.5)), text, fill=BLACK, font=font(plan.px(TEXT_POINTS)), anchor="mt")
-            end = middle + half + plan.px(3)
+            draw.line((x, px(5), x, px(7)), fill=BLACK)
+            draw.text((middle, px(7.5)), text, fill=BLACK, font=font(size), anchor="mt")
+            end = middle + half + px(3)
+    return image
 
 
 def put_panel(image: Image.Image, panel: Panel, left: int, top: int, plan: Plan) -> None:
@@ -310,7 +326,7 @@ def put_panel(image: Image.Image, panel: Panel, left: int, top: int, plan: Plan)
         write_text(draw, (left + w / 2, top - plan.px(3)), panel.title, plan.px(TEXT_POINTS), room, anchor="ms")
     below = top + h + plan.px(2.5)
     if panel.bar is not None:
-        draw_bar(image, panel.bar, left, below, plan)
+        image.paste(bar_image(panel.bar, w, plan.dpi), (left, below))
         below += plan.px(TEXT_POINTS + 10)
     if panel.foot:
         write_text(draw, (left + w / 2, below), panel.foot, plan.px(TEXT_POINTS), room, anchor="mt")
@@ -328,7 +344,7 @@ def draw_legend(image: Image.Image, sheet: Sheet, plan: Plan) -> None:
             shape = STROKES[marks.shape] * np.array([1, -1, 1, -1]) * plan.px(3.5)
             draw_strokes(draw, np.array([x, y, x, y]) + (broken(shape) if marks.dashed else shape), INKS[marks.colour], plan.px(0.8))
             draw.text((x + plan.px(6), y), text, fill=WHITE, font=letters, anchor="lm")
-            x += plan.px(22) + letters.getlength(text)
+            x += plan.px(22) + text_width(text, plan.px(TEXT_POINTS))
 
 
 def render(sheet: Sheet, dpi: int = 100) -> Image.Image:
