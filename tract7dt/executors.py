@@ -7,9 +7,8 @@ __all__ = ['log', 'QUIET', 'ANSWER_SECONDS', 'fit_workers', 'make_pool', 'local_
            'own_cluster', 'join_cluster', 'same_version', 'require_shared', 'DaskExecutor', 'dask_executor',
            'make_executor', 'spare_executor', 'outcome', 'was_lost']
 
-# %% ../nbs/51b_executors.ipynb #c002
+# %% ../nbs/51b_executors.ipynb #c003
 import logging
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -20,12 +19,12 @@ from pathlib import Path
 
 from . import __version__
 from .errors import UserError, list_some
-from .machine import available_cpus, worker_begins, worker_count
+from .machine import available_cpus, worker_begins, worker_context, worker_count
 
-# %% ../nbs/51b_executors.ipynb #c003
+# %% ../nbs/51b_executors.ipynb #c004
 log = logging.getLogger(__name__)
 
-# %% ../nbs/51b_executors.ipynb #c006
+# %% ../nbs/51b_executors.ipynb #c007
 def fit_workers(settings, tasks: int) -> int:
     "Workers for so many patches; `settings` is the `patch_run` section."
     return worker_count(settings.max_workers, min(tasks, available_cpus()))
@@ -33,8 +32,7 @@ def fit_workers(settings, tasks: int) -> int:
 
 def make_pool(workers: int) -> ProcessPoolExecutor:
     "Processes that leave interruptions to the one that started them, and end with it."
-    context = multiprocessing.get_context("forkserver")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=worker_begins)
+    return ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=worker_begins)
 
 
 def local_executor(settings, tasks: int) -> Executor:
@@ -42,7 +40,7 @@ def local_executor(settings, tasks: int) -> Executor:
     workers = fit_workers(settings, tasks)
     return ThreadPoolExecutor(1) if workers == 1 else make_pool(workers)
 
-# %% ../nbs/51b_executors.ipynb #c009
+# %% ../nbs/51b_executors.ipynb #c010
 def require_dask():
     """The package `distributed`.
 
@@ -57,7 +55,7 @@ def require_dask():
         raise UserError(f"patch_run.executor: dask needs the package {missing.name}; install it (pip install 'tract7dt[dask]'), or use process") from missing
     return distributed
 
-# %% ../nbs/51b_executors.ipynb #c011
+# %% ../nbs/51b_executors.ipynb #c012
 QUIET = logging.CRITICAL
 ANSWER_SECONDS = 30
 
@@ -99,7 +97,7 @@ def join_cluster(address: str, stack: ExitStack):
         raise UserError(f"patch_run.dask_address: no Dask scheduler answers at {address} ({failure}); start one (dask scheduler), or set it "
                         "to null for a cluster of this run's own") from failure
 
-# %% ../nbs/51b_executors.ipynb #c013
+# %% ../nbs/51b_executors.ipynb #c014
 def same_version(version: str, function, *arguments):
     "Call a function, on a worker, for a run of this `version` of the program."
     if version != __version__:
@@ -125,7 +123,7 @@ def require_shared(client, path: Path) -> None:
     if blind:
         raise UserError(f"{path}: Dask workers do not see this file ({list_some(blind, 3)}); put outputs.work_dir on a disk that all of them mount at the same place")
 
-# %% ../nbs/51b_executors.ipynb #c015
+# %% ../nbs/51b_executors.ipynb #c016
 class DaskExecutor(Executor):
     "A Dask cluster behind the interface of `concurrent.futures`; `stack` holds what ends with it."
 

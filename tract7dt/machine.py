@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['cgroup_folders', 'read_numbers', 'cpu_quota', 'available_cpus', 'worker_count', 'available_memory_gb',
-           'memory_bound_gb', 'end_with_parent', 'worker_begins']
+           'memory_bound_gb', 'end_with_parent', 'worker_begins', 'worker_context']
 
-# %% ../nbs/00c_machine.ipynb #c002
+# %% ../nbs/00c_machine.ipynb #c003
 import math
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ import threading
 from multiprocessing.connection import wait
 from pathlib import Path
 
-# %% ../nbs/00c_machine.ipynb #c005
+# %% ../nbs/00c_machine.ipynb #c006
 def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[Path]:
     "Folders with the limits of this process's control groups, its own and all above; none without such groups."
     if not groups.exists():
@@ -28,7 +28,7 @@ def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pr
         folders += [folder for folder in (own, *own.parents) if folder == top or top in folder.parents]
     return list(dict.fromkeys(folders))
 
-# %% ../nbs/00c_machine.ipynb #c007
+# %% ../nbs/00c_machine.ipynb #c008
 def read_numbers(path: Path) -> list[float]:
     "The numbers in a limit file, `max` as infinity; none if there is no such file."
     try:
@@ -36,7 +36,7 @@ def read_numbers(path: Path) -> list[float]:
     except OSError:
         return []
 
-# %% ../nbs/00c_machine.ipynb #c008
+# %% ../nbs/00c_machine.ipynb #c009
 def cpu_quota(folder: Path) -> float:
     "Processors that the control group in `folder` grants; infinity without a limit."
     numbers = read_numbers(folder / "cpu.max")
@@ -45,20 +45,20 @@ def cpu_quota(folder: Path) -> float:
         return math.inf
     return numbers[0] / numbers[1]
 
-# %% ../nbs/00c_machine.ipynb #c011
+# %% ../nbs/00c_machine.ipynb #c012
 def available_cpus(folders=None) -> int:
     "Processors this process may use: the machine's, less what affinity and control groups forbid."
     pinned = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = min(map(cpu_quota, cgroup_folders() if folders is None else folders), default=math.inf)
     return max(1, math.ceil(min(pinned, quota)))
 
-# %% ../nbs/00c_machine.ipynb #c013
+# %% ../nbs/00c_machine.ipynb #c014
 def worker_count(setting: int | str, jobs: int | None = None) -> int:
     "Workers to start for a `max_workers` setting (`'auto'` = available processors), never more than `jobs`."
     count = available_cpus() if setting == "auto" else setting
     return max(1, count if jobs is None else min(count, jobs))
 
-# %% ../nbs/00c_machine.ipynb #c016
+# %% ../nbs/00c_machine.ipynb #c017
 def available_memory_gb(folders=None) -> float:
     "Memory in GB (1e9 bytes) that this process may use: the machine's, or the control groups' limit."
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -66,12 +66,12 @@ def available_memory_gb(folders=None) -> float:
               for name in ("memory.max", "memory.limit_in_bytes") for number in read_numbers(folder / name)]
     return min([machine, *limits]) / 1e9
 
-# %% ../nbs/00c_machine.ipynb #c018
+# %% ../nbs/00c_machine.ipynb #c019
 def memory_bound_gb(setting: float | str) -> float:
     "The bound in GB that a `max_memory_gb` setting means."
     return available_memory_gb() if setting == "auto" else setting
 
-# %% ../nbs/00c_machine.ipynb #c021
+# %% ../nbs/00c_machine.ipynb #c022
 def end_with_parent() -> None:
     "End this process when the one that started it is gone."
     parent = multiprocessing.parent_process()
@@ -88,3 +88,10 @@ def worker_begins() -> None:
     "What a worker process does first (the initializer of a pool)."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+
+# %% ../nbs/00c_machine.ipynb #c024
+def worker_context():
+    "How pools of this package start their processes: as copies of a clean one that has the imports behind it."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tract7dt.pipeline"])
+    return context

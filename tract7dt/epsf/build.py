@@ -11,7 +11,6 @@ __all__ = ['log', 'OWN_BYTES_PER_PIXEL', 'WORKER_BYTES_PER_PIXEL', 'PROCESS_BYTE
 
 # %% ../../nbs/26_epsf.ipynb #c003
 import logging
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from .use import header_fwhm
 from ..errors import UserError
 from ..files import Layout, atomic_path, write_json
 from ..gaia_table import gaia_stars
-from ..machine import end_with_parent, memory_bound_gb, worker_count
+from ..machine import end_with_parent, memory_bound_gb, worker_context, worker_count
 from ..sky import Cell, active_cells, make_cells, to_pixels
 
 # %% ../../nbs/26_epsf.ipynb #c007
@@ -126,7 +125,7 @@ def band_pool(count: int):
     if count == 1:
         yield None
         return
-    pool, finished = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"), initializer=end_with_parent), False
+    pool, finished = ProcessPoolExecutor(count, mp_context=worker_context(), initializer=end_with_parent), False
     try:
         yield pool
         finished = True
