@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,15 @@ LIBRARIES = ["numpy", "scipy.optimize", "scipy.interpolate", "pandas", "pydantic
 ROOMS = ["tract7dt.cli", "tract7dt.pipeline", "tract7dt.report", "tract7dt.model_images", "tract7dt.batch"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def loaded():
-    """Processes that start as copies of one that has imported the libraries and the package, which takes seconds."""
+    """Processes that start as copies of one that has imported the libraries and the package, which takes seconds.
+
+    It is started before any pool of the package, which would start one with less in it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES + ROOMS)
+    forkserver.ensure_running()
     return context
 
 

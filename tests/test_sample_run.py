@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from astropy.table import Table
 
-from tract7dt.configfile import load_config
+from tract7dt.configfile import load_config, to_yaml
 from tract7dt.files import Layout
 from tract7dt.merge import read_catalog
 from tract7dt.payload import read_payload
@@ -165,19 +165,19 @@ def test_tree(layout):
 CHAIN = ("run-epsf", "build-patches", "build-patch-inputs", "run-patches", "merge", "compute_zp")
 
 
-def middle_catalog(program, folder, workers, commands=("run",)):
+def middle_catalog(program, cfg, commands=("run",)):
     """The bytes of the catalog that commands make of the middle of the sample tile."""
-    config = folder / "middle.yaml"
-    config.write_text(config.read_text().replace("max_workers: auto", f"max_workers: {workers}"))
+    path = cfg.outputs.work_dir.with_suffix(".yaml")
+    path.write_text(to_yaml(cfg))
     for command in commands:
-        done = program(command, config)
+        done = program(command, path)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return (folder / "work_middle/output_catalog.csv").read_bytes()
+    return Layout.of(cfg.outputs).final_catalog.read_bytes()
 
 
-def test_single_commands_and_any_number_of_workers_give_the_same_catalog(fresh_sample, program):
+def test_single_commands_and_any_number_of_workers_give_the_same_catalog(middle_config, program):
     """One run with one worker, one with three, one as a chain of commands."""
-    given = middle_catalog(program, fresh_sample("run"), 1)
+    given = middle_catalog(program, middle_config())
     assert given.count(b"\n") > 100
-    assert middle_catalog(program, fresh_sample("again"), 3) == given
-    assert middle_catalog(program, fresh_sample("chain"), 2, CHAIN) == given
+    assert middle_catalog(program, middle_config(**{"patch_run.max_workers": 3, "epsf.max_workers": 3})) == given
+    assert middle_catalog(program, middle_config(), CHAIN) == given
