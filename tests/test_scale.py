@@ -16,13 +16,17 @@ import pytest
 from astropy.io import fits
 from small_inputs import Field, header, rows_at
 
-from tract7dt import frames, payload, run
+from tract7dt import frames, machine, payload, run
+from tract7dt import tile as tile_room
+from tract7dt.config import Config
+from tract7dt.epsf.band import frame_and_numbers
+from tract7dt.epsf.build import OWN_BYTES_PER_PIXEL, PROCESS_BYTES, WORKER_BYTES_PER_PIXEL, band_workers
 from tract7dt.files import Layout
 from tract7dt.frames import locate_image
 from tract7dt.patches import build_patches
 from tract7dt.payload import build_patch_inputs
-from tract7dt.sky import Box
-from tract7dt.tile import load_inputs
+from tract7dt.sky import Box, make_cells
+from tract7dt.tile import BYTES_PER_STRIP_PIXEL, STRIP_ROWS, load_inputs
 
 SHAPE = (120, 160)
 QUICK = dict(epsf=dict(epsf_ngrid=1, ngrid=3, final_psf_size=15), source_saturation_cut=dict(enabled=False))
@@ -251,3 +255,30 @@ def test_memory_does_not_grow_with_the_bands(tmp_path, monkeypatch):
     image = 4 * shape[0] * shape[1]
     more = np.subtract(peaks[6], peaks[2])
     assert more[0] < image and more[1] < image / 2
+
+
+def test_a_band_of_the_epsf_stage_takes_twelve_bytes_a_pixel(tmp_path):
+    """What the bound on memory counts with: the image, its background and four masks; the rest is for what does not grow with the frame."""
+    shape = (1500, 2000)
+    field = Field(tmp_path, bands=("m400",), shape=shape)
+    field.catalog(rows_at([(x, y) for x in range(50, 2000, 100) for y in range(50, 1500, 100)], shape))
+    cfg = field.cfg(**QUICK)
+    (band,) = load_inputs(cfg).bands
+    cells = make_cells(shape, 4)
+    frame_and_numbers(band, cells, cfg.epsf)
+    assert peak_of(lambda: frame_and_numbers(band, cells, cfg.epsf)) < (WORKER_BYTES_PER_PIXEL + 1) * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("gigabytes,most", [("auto", 4.0), (4, 4.0), (8, 8.0), (1, 2.1)])
+def test_a_full_tile_stays_within_its_memory_on_a_machine_with_many_processors(monkeypatch, gigabytes, most):
+    """64 processors, 256 GB; one worker is the least, and a full tile in less than 2 GB is impossible."""
+    for module in (machine, tile_room):
+        monkeypatch.setattr(module, "available_cpus", lambda *values: 64)
+    monkeypatch.setattr(machine, "available_memory_gb", lambda *values: 256.0)
+    shape, performance = (6388, 9576), Config(performance={"max_memory_gb": gigabytes}).performance
+    pixels = shape[0] * shape[1]
+    workers = {bands: band_workers("auto", bands, shape, performance.max_memory_gb) for bands in (3, 12, 40)}
+    assert workers[12] == workers[40]
+    for count in workers.values():
+        assert PROCESS_BYTES + OWN_BYTES_PER_PIXEL * pixels + count * (PROCESS_BYTES + WORKER_BYTES_PER_PIXEL * pixels) <= most * 1e9
+    assert tile_room.stack_workers(performance, shape) * STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL < most * 1e9 / 4

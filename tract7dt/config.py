@@ -7,7 +7,7 @@ __all__ = ['Inputs', 'Outputs', 'ImageScaling', 'Crop', 'Overlay', 'WcsTolerance
            'Logging', 'Plotting', 'Performance', 'Epsf', 'Patches', 'PatchInputs', 'PatchRun', 'MoffatPsf', 'Merge',
            'Zp', 'Config']
 
-# %% ../nbs/00a_config.ipynb #c002
+# %% ../nbs/00a_config.ipynb #c003
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from .fit.problem import FitOptions
 from .keys import (Always, AtLeastOne, Auto, BandPath, Bool, Count, FilePath, Int, Lower, MagLimit, Natural,
                            NonNegative, OddSize, Percent, Positive, Real, Section, Text, Upper, is_box, is_range, key)
 
-# %% ../nbs/00a_config.ipynb #c005
+# %% ../nbs/00a_config.ipynb #c006
 class Inputs(Section):
     "Files that are read."
     tile_name: Text = key("your_tile_name", "Label of the tile; it appears in titles and reports only.")
@@ -37,7 +37,7 @@ class Inputs(Section):
         "relative = rescaled so that the median over good pixels is 1/SKYSIG^2; invvar = inverse variance in "
         "ADU^-2, taken as it is.")
 
-# %% ../nbs/00a_config.ipynb #c007
+# %% ../nbs/00a_config.ipynb #c008
 class Outputs(Section):
     "Folders and files that are written."
     work_dir: FilePath = key(Path("path/to/work_dir"),
@@ -51,12 +51,12 @@ class Outputs(Section):
     cropped_images_dir: FilePath = key(Path("cropped_images"), "Pictures of the crop.", inside="work_dir")
     overlay_dir: FilePath = key(Path("overlay"), "Pictures of the sources on the white stack.", inside="work_dir")
 
-# %% ../nbs/00a_config.ipynb #c009
+# %% ../nbs/00a_config.ipynb #c010
 class ImageScaling(Section):
     "Flux scale that all images are brought to."
     zp_ref: Real = key(25.0, "Zero point that every image is scaled to.", "mag AB")
 
-# %% ../nbs/00a_config.ipynb #c010
+# %% ../nbs/00a_config.ipynb #c011
 class Crop(Section):
     "Cutting the border off."
     enabled: Bool = key(True, "Cut a border off all images and flag the sources outside.")
@@ -66,7 +66,7 @@ class Crop(Section):
     display_downsample: Count = key(4, "Stride of the picture before the crop.", "factor")
     post_crop_display_downsample: Count = key(4, "Stride of the picture after the crop.", "factor")
 
-# %% ../nbs/00a_config.ipynb #c011
+# %% ../nbs/00a_config.ipynb #c012
 class Overlay(Section):
     "Sources drawn on the white stack."
     enabled: Bool = key(True, "Write white_overlay.png, and the zoom when that is on.")
@@ -75,7 +75,7 @@ class Overlay(Section):
     zoom_box: Annotated[tuple[Int, Int, Int, Int], Predicate(is_box)] = key((4000, 5000, 4000, 5000),
         "Zoomed area in the cropped frame; may exceed the frame.", "pix")
 
-# %% ../nbs/00a_config.ipynb #c012
+# %% ../nbs/00a_config.ipynb #c013
 class WcsTolerance(Section):
     "Largest difference of WCS elements between images."
     crval: NonNegative = key(1e-6, "Difference of CRVAL.", "deg")
@@ -83,14 +83,14 @@ class WcsTolerance(Section):
     cd: NonNegative = key(1e-9, "Difference of the CD or PC matrix.", "deg/pix")
     cdelt: NonNegative = key(1e-9, "Difference of CDELT (only without a CD matrix).", "deg/pix")
 
-# %% ../nbs/00a_config.ipynb #c013
+# %% ../nbs/00a_config.ipynb #c014
 class Checks(Section):
     "What all images must share."
     require_wcs_alignment: Bool = key(True, "All images must have the WCS of the first within tolerance.")
     wcs_tolerance: WcsTolerance = WcsTolerance()
     require_same_shape: Bool = key(True, "All images must have one shape.")
 
-# %% ../nbs/00a_config.ipynb #c015
+# %% ../nbs/00a_config.ipynb #c016
 class SourceSaturationCut(Section):
     "Sources near saturated pixels."
     enabled: Bool = key(True, "Exclude sources near saturated pixels; the pixels are masked in any case.")
@@ -98,7 +98,7 @@ class SourceSaturationCut(Section):
     require_all_bands: Bool = key(False, "false = any saturated band counts; true = all bands must be saturated.")
     saturation_divisor: Positive = key(1.3, "A pixel is saturated from SATURATE divided by this.")
 
-# %% ../nbs/00a_config.ipynb #c016
+# %% ../nbs/00a_config.ipynb #c017
 class BrightMask(Section):
     "Mask on bright objects that the catalog does not have."
     enabled: Bool = key(True, "Mask bright detections without an active catalog source.")
@@ -113,7 +113,7 @@ class BrightMask(Section):
     min_radius_pix: NonNegative = key(6.0, "Smallest semi-axis of a masked ellipse.", "pix")
     dilate_pix: Natural = key(1, "Growth of the finished mask on every side.", "pix")
 
-# %% ../nbs/00a_config.ipynb #c018
+# %% ../nbs/00a_config.ipynb #c019
 class Logging(Section):
     "Messages on the console and in the log file."
     ignore_warnings: Bool = key(True, "Silence Python warnings; false writes them to the log.")
@@ -124,12 +124,12 @@ class Logging(Section):
     format: Text = key("%(asctime)s | %(name)s | %(levelname)s | %(message)s",
         "Format of a line, as in Python's logging.")
 
-# %% ../nbs/00a_config.ipynb #c019
+# %% ../nbs/00a_config.ipynb #c020
 class Plotting(Section):
     "Pictures of all stages."
     dpi: Annotated[Int, Ge(10)] = key(300, "Resolution of every PNG.", "dpi")
 
-# %% ../nbs/00a_config.ipynb #c020
+# %% ../nbs/00a_config.ipynb #c021
 class Performance(Section):
     "Resources for reading and stacking images."
     frame_prep_workers: Count | Auto = key("auto",
@@ -138,9 +138,10 @@ class Performance(Section):
     white_stack_workers: Count | Auto = key("auto",
         "Threads that make the white stack; never more than CPUs.", "threads")
     max_memory_gb: Positive | Auto = key("auto",
-        "Bound on the memory of the stages that see whole images; auto = what this process may use.", "GB")
+        "Bound on the memory of the stages that see whole images, which use fewer processes and threads to keep it; auto = 4 GB, "
+        "or what this process may use if that is less. A tile of 61 megapixels takes 1 GB, and 1 GB more for each band at work.", "GB")
 
-# %% ../nbs/00a_config.ipynb #c022
+# %% ../nbs/00a_config.ipynb #c023
 class Epsf(Section):
     "Effective PSFs from stars."
     builder: Annotated[Literal["native", "photutils"], Lower] = key("native",
@@ -202,12 +203,12 @@ class Epsf(Section):
     parallel_bands: Bool = key(True, "Bands in parallel processes.")
     max_workers: Count | Auto = key("auto", "Processes; auto = no more than bands or CPUs.", "processes")
 
-# %% ../nbs/00a_config.ipynb #c024
+# %% ../nbs/00a_config.ipynb #c025
 class Patches(Section):
     "Geometry of patches."
     halo_pix_min: Natural = key(20, "Smallest border added around each patch.", "pix")
 
-# %% ../nbs/00a_config.ipynb #c025
+# %% ../nbs/00a_config.ipynb #c026
 class PatchInputs(Section):
     "Self-contained input files of each patch (payloads)."
     save_patch_inputs: Always = key(True, "Write the files that the fit reads; cannot be switched off.")
@@ -219,7 +220,7 @@ class PatchInputs(Section):
     keep_payloads_in_memory: Bool = key(False,
         "Reserved; nothing reads it.", legacy="it has no effect: payloads are always read from their files")
 
-# %% ../nbs/00a_config.ipynb #c026
+# %% ../nbs/00a_config.ipynb #c027
 class PatchRun(Section):
     "Fitting the patches."
     engine: Annotated[Literal["native", "tractor"], Lower] = key("native", "Who solves a patch.")
@@ -289,7 +290,7 @@ class PatchRun(Section):
         "its own step and fluxes are always at their optimum, so that one joint stage is enough; true notes that stage in "
         "the patch's meta.json.")
 
-# %% ../nbs/00a_config.ipynb #c027
+# %% ../nbs/00a_config.ipynb #c028
 class MoffatPsf(Section):
     "Moffat PSF where there is no ePSF."
     fwhm_default_pix: Real = key(4.0,
@@ -299,12 +300,12 @@ class MoffatPsf(Section):
     module_path: FilePath | None = key(None,
         "Kept for older files; no effect.", inside="config", legacy="it has no effect: the Moffat profile is built in")
 
-# %% ../nbs/00a_config.ipynb #c029
+# %% ../nbs/00a_config.ipynb #c030
 class Merge(Section):
     "Joining the patch catalogs."
     pattern: Text = key("*_cat_fit.csv", "Names of the patch catalogs below tractor_out_dir.")
 
-# %% ../nbs/00a_config.ipynb #c030
+# %% ../nbs/00a_config.ipynb #c031
 class Zp(Section):
     "Gaia augmentation and zero points."
     enabled: Bool = key(True, "Augment the catalog after loading and solve for zero points after merging.")
@@ -325,7 +326,7 @@ class Zp(Section):
     zp_err_snr_min: Positive = key(100.0,
         "Signal to noise limit of bright_std; if too few stars reach it, half and a quarter of it are tried.")
 
-# %% ../nbs/00a_config.ipynb #c032
+# %% ../nbs/00a_config.ipynb #c033
 class Config(Section):
     "All options, validated."
     inputs: Inputs = Inputs()

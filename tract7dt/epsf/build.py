@@ -109,7 +109,7 @@ def outcome_of(future) -> Outcome:
         return Outcome(error=f"the worker process died (out of memory?): {failure}")
 
 
-OWN_BYTES_PER_PIXEL, WORKER_BYTES_PER_PIXEL, PROCESS_BYTES = 12, 20, 3e8
+OWN_BYTES_PER_PIXEL, WORKER_BYTES_PER_PIXEL, PROCESS_BYTES = 12, 12, 2.5e8
 
 
 def band_workers(wanted: int | str, bands: int, shape, max_memory_gb: float | str) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIST_SIGMA', 'LIST_MINAREA', 'CATALOG_RADIUS', 'GAIA_RADIUS', 'LEAK_REACH', 'SourceList', 'match_one_to_one',
-           'detect', 'Positions', 'join_sources', 'background_map', 'leak_table', 'unmix', 'crowding', 'BandFrame',
+           'detect', 'Positions', 'join_sources', 'background_mesh', 'leak_table', 'unmix', 'crowding', 'BandFrame',
            'aperture_fluxes', 'inside_frame']
 
 # %% ../../nbs/24_psf_sources.ipynb #c003
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import sep
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import maximum_filter
 from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
@@ -129,26 +129,27 @@ def join_sources(detections, catalog: Positions, gaia: Positions, gaia_radius: f
         np.concatenate([is_gaia, np.ones(lost, bool), np.zeros(rest, bool)]))
 
 # %% ../../nbs/24_psf_sources.ipynb #c014
-def background_map(image, good, sky_sigma, settings):
-    """Background of a band and its local noise, with the share of pixels that were hidden.
+def background_mesh(image, good, sky_sigma, settings) -> tuple[sep.Background, np.ndarray]:
+    """Background of a band and its local noise, and the pixels that were hidden.
 
     Parameters
     ----------
+    image : C-contiguous float32 array [H, W]
     settings : the `epsf` section of the configuration (`background_*`)
 
     Returns
     -------
-    background, rms : arrays [H, W]
+    mesh : sep.Background
+        `back()` and `rms()` make the maps.
     hidden : bool array [H, W]
     """
     sigma = np.median(np.asarray(sky_sigma)[np.isfinite(sky_sigma)])
-    bright = image > np.median(image[good]) + settings.background_source_mask_sigma * sigma
-    hidden = ~good | binary_dilation(bright & good, np.ones((3, 3), bool), iterations=2 + settings.background_mask_dilate)
+    bright = image > np.median(image[good], overwrite_input=True) + settings.background_source_mask_sigma * sigma
+    hidden = ~good | maximum_filter(bright & good, 5 + 2 * settings.background_mask_dilate, mode="constant")
     if hidden.all():
         hidden = ~good
     mesh, smooth = max(8, settings.background_boxsize), max(1, settings.background_filtersize)
-    model = sep.Background(np.ascontiguousarray(image), mask=hidden, bw=mesh, bh=mesh, fw=smooth, fh=smooth)
-    return model.back(), model.rms(), hidden
+    return sep.Background(image, mask=hidden, bw=mesh, bh=mesh, fw=smooth, fh=smooth), hidden
 
 # %% ../../nbs/24_psf_sources.ipynb #c017
 LEAK_REACH = 30.0
