@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -217,6 +218,7 @@ def test_sigterm_gives_the_lock_back(program, tile):
 
 KILLER = """
 import json, os, random, signal, sys, time
+from pathlib import Path
 from tract7dt import configfile, pipeline
 
 config, first, resumed, moments, how = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
@@ -244,6 +246,11 @@ def run(work, resume, die_at=None):
     open(config + ".events", "w").write(str(seen))
     os._exit(0 if ok else 1)
 
+def products(work):
+    "Names of all files but logs and copies of the configuration, whose names have the time."
+    names = (str(path.relative_to(work)) for path in Path(work).rglob("*") if path.is_file())
+    return sorted(name for name in names if not name.endswith(".log") and not name.startswith("config_used_"))
+
 start = time.monotonic()
 assert run(first, False) == 0
 seconds, events = time.monotonic() - start, int(open(config + ".events").read())
@@ -252,11 +259,11 @@ for _ in range(moments):
     moment = rng.uniform(0, seconds) if how == "clock" else rng.randrange(1, events)
     os.system("rm -rf " + resumed)
     killed = run(resumed, True, moment)
-    left = [str(p) for p in __import__("pathlib").Path(resumed).rglob(".part-*")]
+    left = list(Path(resumed).rglob(".part-*"))
     again = run(resumed, True)
     report.append(dict(moment=moment, killed=killed == signal.SIGKILL, left=len(left), again=again,
                        same=open(first + "/output_catalog.csv", "rb").read() == open(resumed + "/output_catalog.csv", "rb").read(),
-                       after=[str(p) for p in __import__("pathlib").Path(resumed).rglob(".part-*")] + [p for p in (resumed + "/run.lock",) if os.path.exists(p)]))
+                       differ=sorted(set(products(first)) ^ set(products(resumed)))))
 print(json.dumps(report))
 """
 
@@ -284,20 +291,27 @@ def killed_runs(tile, moments, how):
 def check_resumed(report, least_killed):
     assert sum(r["killed"] for r in report) >= least_killed, report
     for r in report:
-        assert r["again"] == 0 and r["same"] and r["after"] == [], r
+        assert r["again"] == 0 and r["same"] and r["differ"] == [], r
 
 
-def test_a_killed_run_is_resumed_to_the_same_catalog(tile):
+@pytest.fixture
+def pictured(tmp_path):
+    """A tile whose run draws all pictures, small."""
+    patch_run = QUICK["patch_run"] | dict(no_cutouts=False, no_patch_overview=False, cutout_size=20)
+    return small_tile(tmp_path, patch_run=patch_run, overlay=dict(enabled=True), bright_mask=dict(enabled=True))
+
+
+def test_a_killed_run_is_resumed_to_the_same_catalog_and_files(pictured):
     """Killed before three of its file operations, at random among all."""
-    check_resumed(killed_runs(tile, 3, "events"), 3)
+    check_resumed(killed_runs(pictured, 3, "events"), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("how", ["events", "clock"])
-def test_a_run_killed_at_thirty_moments_is_resumed_to_the_same_catalog(tile, how):
+def test_a_run_killed_at_thirty_moments_is_resumed_to_the_same_catalog_and_files(pictured, how):
     """By the clock with two workers, whose whole group is killed; a run may end before the clock does."""
-    report = killed_runs(tile, 30, how)
+    report = killed_runs(pictured, 30, how)
     check_resumed(report, 30 if how == "events" else 15)
     assert how == "clock" or any(r["left"] for r in report)
 
@@ -331,19 +345,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path, monkeypatch, 
     assert not (tmp_path / "work" / "run.lock").exists()
 
 
-def test_patches_that_a_full_disk_took_are_listed_and_fitted_later(tmp_path, monkeypatch, capsys):
-    """Exit code 1 with a line for each patch; with room again, the same command does the rest."""
-    tile = small_tile(tmp_path, logging=dict(level="ERROR"), patch_run=QUICK["patch_run"] | dict(resume=True))
-    full_for(monkeypatch, "pc00_cat_fit.csv")
-    assert cli(["run", str(tile)], commands()) == 1
-    said = capsys.readouterr().out
-    assert said.count("problem: patch ") == 2 and said.count("No space left on device") == 2
-    table = pd.read_csv(tmp_path / "work" / "output_catalog.csv", dtype=str)
-    assert set(table.excluded_reason.fillna("")) == {"", "patch_failed"}
-    assert leftovers(tmp_path) == []
+def begun(folder):
+    """Tags of the patches that were tried: a fit makes the folder of its results."""
+    return sorted(path.name for path in (folder / "work" / "outputs").glob("r*"))
+
+
+def test_a_disk_that_is_full_during_the_fit_stops_it_at_once(tmp_path, monkeypatch, capsys, caplog):
+    """One line and exit code 2; what was finished is kept, and with room again the same command does the rest."""
+    tile = small_tile(tmp_path, logging=dict(level="ERROR"), epsf=QUICK["epsf"] | dict(ngrid=3), patch_run=QUICK["patch_run"] | dict(resume=True))
+    full_for(monkeypatch, "pc01_cat_fit.csv")
+    assert cli(["run", str(tile)], commands()) == 2
+    one_line(capsys, "pc01_cat_fit.csv: cannot be written (No space left on device)", "free space on that disk")
+    assert 2 <= len(begun(tmp_path)) < 9 and not (tmp_path / "work" / "output_catalog.csv").exists() and leftovers(tmp_path) == []
+    assert cli(["merge", str(tile)], commands()) == 2
+    one_line(capsys, "were not fitted; run run-patches first")
     monkeypatch.undo()
-    assert cli(["run", str(tile)], commands()) == 0
-    assert "4 patches fitted, 0 failed" in capsys.readouterr().out
+    with caplog.at_level("INFO", "tract7dt.run"):
+        assert cli(["run", str(tile)], commands()) == 0
+    assert "9 patches fitted, 0 failed" in capsys.readouterr().out and re.search("[1-7] skipped", caplog.text)
 
 
 def test_a_file_that_cannot_grow_in_the_middle_of_a_write(program, tile):
@@ -386,7 +405,10 @@ def test_a_real_full_disk_and_a_read_only_one(program, tmp_path, small_disk):
     free = os.statvfs(small_disk)
     filler.write_bytes(b"0" * (free.f_bavail * free.f_bsize - 40_000))
     done = program("run-patches", tile)
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and "No space left" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    line, = [line for line in done.stderr.splitlines() if line.startswith("tract7dt: ")]
+    assert "No space left on device" in line and "free space on that disk" in line
+    assert program("merge", tile).returncode == 2, "not all patches were fitted"
     assert leftovers(small_disk) == []
     filler.unlink()
     assert program("run-patches", tile).returncode == 0

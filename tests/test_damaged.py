@@ -2,8 +2,11 @@
 
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
-from test_bad_days import small_tile
+from small_inputs import sky
+from test_bad_days import QUICK, small_tile
 
 from tract7dt.cli import cli
 from tract7dt.commands import commands
@@ -11,53 +14,156 @@ from tract7dt.configfile import load_config
 from tract7dt.files import Layout
 from tract7dt.manifest import Manifest
 
-BYTES = {"empty": b"", "list": b"[]", "object": b"{}", "binary": b"\x00\xff\xfe\x01\n\x00", "text": b"a,b\n1,2\n", "ragged": b"ID\n1,2,3\n", "half": None}
+BYTES = {"empty": b"", "list": b"[]", "object": b"{}", "binary": b"\x00\xff\xfe\x01\n\x00", "text": b"a,b\n1,2\n", "ragged": b"ID\n1,2,3\n"}
+SHARES = {"tenth": 0.1, "half": 0.5, "nearly": 0.95}  # of a file that was cut off
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Configuration of a tile that was run; its work directory must be left as it is."""
-    config = small_tile(tmp_path_factory.mktemp("damaged"), logging=dict(level="ERROR"))
+    """Configuration of a tile that was run, with all kinds of products; its work directory must be left as it is."""
+    folder = tmp_path_factory.mktemp("damaged")
+    ra, dec = sky(*np.transpose([(x, y) for x in (30, 75, 130) for y in (20, 60, 100)]))
+    gaia = pd.DataFrame(dict(source_id=10**18 + np.arange(9), ra=ra, dec=dec, phot_g_mean_mag=15.0, mag_m400=16.3, mag_m425=16.3))
+    gaia.to_csv(folder / "gaia.csv", index=False)
+    config = small_tile(folder, inputs=dict(gaiaxp_synphot_csv=str(folder / "gaia.csv")), zp=dict(enabled=True, min_box_size_pix=10),
+                        bright_mask=dict(enabled=True), logging=dict(level="ERROR"), epsf=QUICK["epsf"] | dict(evaluate_at="cell"),
+                        patch_run=QUICK["patch_run"] | dict(resume=True, psf_model="gaussian_mixture_from_stamp"))
     assert cli(["run", str(config)], commands()) == 0
     return config
 
 
+def broken(content, how):
+    """What is left of a file."""
+    if how == "column":
+        return b"".join(line.split(b",", 1)[1] for line in content.splitlines(keepends=True))
+    return content[:int(len(content) * SHARES[how])] if how in SHARES else BYTES[how]
+
+
 @pytest.fixture
 def damage(finished):
-    """Replace the content of the only, or first, product that matches a pattern; it is mended afterwards."""
-    kept = []
+    """Replace the content of the only, or first, product that matches a pattern; afterwards everything is as it was."""
+    work = finished.parent / "work"
+    keep = work.with_name("kept")
+    shutil.copytree(work, keep)
 
     def replace(pattern, how):
-        path = min((finished.parent / "work").rglob(pattern))
-        kept.append((path, path.read_bytes()))
-        path.write_bytes(kept[-1][1][: len(kept[-1][1]) // 2] if BYTES[how] is None else BYTES[how])
+        path = min(work.rglob(pattern))
+        content = path.read_bytes()
+        if how not in ("gone", "folder"):
+            path.write_bytes(broken(content, how))
+            return path
+        path.unlink()
+        if how == "folder":
+            path.mkdir()
         return path
     yield replace
-    for path, content in kept:
-        path.write_bytes(content)
+    shutil.rmtree(work)
+    keep.rename(work)
 
 
 def cases(pattern, commands, kinds="empty list object binary text"):
     return [(pattern, how, command) for command in commands.split() for how in kinds.split()]
 
 
+CUT = "empty binary tenth half nearly"
+
+
 @pytest.mark.parametrize("pattern, how, command", [
-    *cases("manifest.json", "merge", "empty list binary text half"),
-    *cases("manifest.json", "run-patches report", "empty"),
-    *cases("tile.json", "merge", "empty list object binary half"),
-    *cases("catalog.csv", "merge"),
-    *cases("*_cat_fit.csv", "merge", "empty list object binary text ragged half"),
-    *cases("output_catalog.csv", "compute-zp report model", "empty list binary text ragged"),
-    *cases("epsf_summary.json", "report", "empty object binary half"),
-    *cases("epsf.npy", "report", "empty binary"),
-    *cases("run_summary.csv", "report", "empty list binary text"),
+    *cases("manifest.json", "merge", f"{CUT} list text"),
+    *cases("manifest.json", "run-patches report model", "half"),
+    *cases("tile.json", "merge", f"{CUT} list object"),
+    *cases("tile/catalog.csv", "merge", f"{CUT} column text"),
+    *cases("patches.csv", "model", f"{CUT} text"),
+    *cases("*_cat_fit.csv", "merge", f"gone {CUT} column text ragged"),
+    *cases("*_others.csv", "merge", "gone half"),
+    *cases("outputs/*/meta.json", "merge", f"gone {CUT} list object"),
+    *cases("output_catalog.csv", "report model", "binary nearly"),
+    *cases("output_catalog.csv", "compute-zp", f"{CUT} list text ragged"),
+    *cases("epsf_summary.json", "report run-patches", "object half"),
+    *cases("psf_model.fits", "model", f"{CUT} text"),
+    *cases("epsf.npy", "model", f"{CUT} text"),
+    *cases("epsf.npy", "report", "half"),
+    *cases("white_bright_mask.fits", "model", f"{CUT} text"),
+    *cases("run_summary.csv", "report", "half column"),
+    *cases("zp_summary.csv", "report", "binary nearly"),
+    *cases("zp_all_bands__per_object.csv", "report", "half column"),
 ])
 def test_a_damaged_product_is_named_with_its_cure(finished, damage, capfd, pattern, how, command):
     path = damage(pattern, how)
     assert cli([command, str(finished)], commands()) == 2
     said = capfd.readouterr()
     assert said.out == "" and len(said.err.splitlines()) == 1, said.err
+    if "outputs/" in str(path):
+        path = next(path.parent.glob("*_cat_fit.csv"), path)
     assert said.err.startswith(f"tract7dt: {path}: damaged or of another version (") and "; run tract7dt " in said.err and said.err.endswith(" again\n")
+
+
+@pytest.mark.parametrize("pattern, command", [
+    ("manifest.json", "merge"), ("manifest.json", "run"), ("tile.json", "merge"), ("tile/catalog.csv", "merge"), ("patches.csv", "model"),
+    ("output_catalog.csv", "model"), ("epsf_summary.json", "report"), ("psf_model.fits", "model"), ("epsf.npy", "model"),
+    ("white_bright_mask.fits", "model"), ("run_summary.csv", "report"), ("zp_summary.csv", "report"), ("zp_summary.csv", "compute-zp"),
+    ("gaussian_mixture_psf.npz", "model"), ("patches.csv", "build-patches"), ("*.fits.gz", "run"), ("wcs.fits", "run"),
+])
+def test_a_folder_in_place_of_a_product_is_named_with_its_cure(finished, damage, capfd, pattern, command):
+    path = damage(pattern, "folder")
+    assert cli([command, str(finished)], commands()) == 2
+    said = capfd.readouterr().err
+    line, = [line for line in said.splitlines() if line.startswith("tract7dt: ")]
+    assert str(path) in line and "Is a directory" in line and "remove the folder that stands in its place" in line, said
+
+
+@pytest.mark.parametrize("pattern, how, cure", [
+    ("*.fits.gz", "gone", "run build-patch-inputs again"), ("psf_model.fits", "gone", "run run-epsf again"),
+    ("epsf_summary.json", "gone", "run tract7dt run-epsf again"), ("patches.csv", "gone", "run tract7dt build-patches again"),
+])
+def test_a_product_that_is_gone_is_missed(finished, damage, capfd, pattern, how, cure):
+    path = damage(pattern, how)
+    assert cli(["model", str(finished)], commands()) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"tract7dt: {path}: ") and said.endswith(f"; {cure}\n") and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", ["folder", "empty", "binary", "tenth", "half", "nearly", "text"])
+def test_a_damaged_payload_is_one_patch_that_failed_with_its_cure(finished, damage, capfd, how):
+    path = damage("*.fits.gz", how)
+    assert cli(["run-patches", str(finished)], commands()) == 1
+    problem, = [line for line in capfd.readouterr().out.splitlines() if line.startswith("problem: ")]
+    cure = "remove the folder that stands in its place)" if how == "folder" else "run tract7dt build-patch-inputs again"
+    assert problem.startswith(f"problem: patch {path.name.removesuffix('.fits.gz')}: {path}: ") and problem.endswith(cure)
+
+
+@pytest.mark.parametrize("how", ["empty", "binary", "half", "nearly", "text"])
+def test_sums_of_gaussians_that_are_damaged_are_made_again(finished, damage, how):
+    """They are kept to save time only."""
+    catalog = finished.parent / "work" / "output_catalog.csv"
+    before, good = catalog.read_bytes(), min(catalog.parent.rglob("gaussian_mixture_psf.npz")).read_bytes()
+    path = damage("gaussian_mixture_psf.npz", how)
+    for command in ("run-patches", "merge", "compute-zp"):
+        assert cli([command, str(finished)], commands()) == 0
+    assert catalog.read_bytes() == before and len(path.read_bytes()) == len(good)
+
+
+@pytest.mark.parametrize("pattern, how, why", [
+    ("*_cat_fit.csv", "half", "its catalog is missing or damaged"), ("*_cat_fit.csv", "gone", "its catalog is missing or damaged"),
+    ("*_others.csv", "half", "its catalog is missing or damaged"), ("outputs/*/meta.json", "half", "not fitted before"),
+    ("outputs/*/meta.json", "list", "not fitted before"), ("outputs/*/meta.json", "gone", "not fitted before"),
+])
+def test_a_patch_whose_files_are_damaged_is_fitted_again_and_only_that(finished, damage, caplog, pattern, how, why):
+    """What the patch's record does not vouch for is not taken for its result."""
+    catalog = finished.parent / "work" / "output_catalog.csv"
+    before = catalog.read_bytes()
+    path = damage(pattern, how)
+    good = path.with_name(path.name)
+    with caplog.at_level("INFO", "tract7dt.run"):
+        assert all(cli([command, str(finished)], commands()) == 0 for command in ("run-patches", "merge", "compute-zp"))
+    assert f"1 patch fitted: {why}" in caplog.text and good.exists() and catalog.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["empty", "binary", "half"])
+def test_a_report_shows_all_but_a_damaged_picture(finished, damage, how):
+    path = damage("white_bright_mask_overlay.png", how)
+    assert cli(["report", str(finished)], commands()) == 0
+    assert f"not shown ({path}: damaged" in (finished.parent / "work" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("content", ['{"made": {"payloads": {}}}', '{"inputs": [{"x": 1}]}', '{"inputs": 3}', '{"fits": ["a"]}', '{"payloads": 1}', '{"made": []}'])
@@ -90,7 +196,7 @@ def test_run_makes_everything_anew_when_the_manifest_is_damaged(tmp_path, finish
     config.write_text(config.read_text().replace(str(finished.parent), str(tmp_path)).replace("level: ERROR", "level: WARNING"))
     manifest, catalog = tmp_path / "work" / "manifest.json", tmp_path / "work" / "output_catalog.csv"
     before, fits = catalog.read_bytes(), Manifest.load(Layout.of(load_config(config).outputs)).fits
-    manifest.write_bytes(manifest.read_bytes()[:99] if BYTES[how] is None else BYTES[how])
+    manifest.write_bytes(broken(manifest.read_bytes(), how))
     with caplog.at_level("WARNING", "tract7dt.manifest"):
         assert cli(["run", str(config)], commands()) == 0
     assert [str(manifest) in r.getMessage() for r in caplog.records if r.name == "tract7dt.manifest"] == [True]

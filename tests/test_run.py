@@ -206,12 +206,23 @@ def test_keys_without_effect_make_no_noise_and_no_difference(light, tmp_path, pl
     assert all(done.skipped for done in pipeline.run_patches(again).fits.done.values())
 
 
-def test_a_picture_that_an_earlier_fit_did_not_draw_is_missed_aloud(light, tmp_path, caplog):
+def test_a_picture_that_an_earlier_fit_did_not_draw_is_drawn_when_it_is_asked_for(light, tmp_path, caplog):
+    """Resuming ends with all that a new run would make; then there is nothing left to do."""
     _, cfg = fitted(small_field(tmp_path, light))
     again = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(resume=True, no_patch_overview=False))})
-    done = pipeline.run_patches(again).fits.done.values()
-    assert all(d.skipped and "patch_run.resume: false" in d.picture_problem for d in done)
-    assert "pictures are missing in" in caplog.text
+    caplog.set_level("INFO", "tract7dt.run")
+    made = pipeline.run_patches(again)
+    assert not any(done.skipped for done in made.fits.done.values()) and "fitted: its pictures are missing" in caplog.text
+    assert all(made.layout.patch_overview(tag).exists() for tag in made.fits.done)
+    assert all(done.skipped for done in pipeline.run_patches(again).fits.done.values())
+
+
+def test_a_picture_that_cannot_be_drawn_is_no_reason_to_fit_again(light, tmp_path, monkeypatch):
+    _, cfg = fitted(small_field(tmp_path, light))
+    again = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(resume=True, no_patch_overview=False))})
+    monkeypatch.setattr("tract7dt.pictures.overview_sheet", lambda *values: (_ for _ in ()).throw(ValueError("no pixels")))
+    assert all("no pixels" in done.picture_problem for done in pipeline.run_patches(again).fits.done.values())
+    assert all(done.skipped for done in pipeline.run_patches(again).fits.done.values())
 
 
 def test_merge_reads_no_image(plain_fit, monkeypatch):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROGRAM', 'PURPOSE', 'EXIT_CODES', 'INTERRUPTED', 'Option', 'docstring_parts', 'options_of', 'NotUnderstood',
            'nearest', 'check_options', 'as_declared', 'parse', 'wrapped', 'two_columns', 'option_rows',
-           'exit_code_rows', 'usage_of', 'help_of', 'command_lists', 'overview', 'find_command', 'call', 'cli',
+           'exit_code_rows', 'usage_of', 'help_of', 'command_lists', 'overview', 'find_command', 'told', 'call', 'cli',
            'report_bug', 'main']
 
 # %% ../nbs/71_cli.ipynb #c003
@@ -28,7 +28,7 @@ import fire
 
 from . import __version__
 from .commands import commands
-from .errors import UserError, one_line, printable
+from .errors import UserError, obstacle, one_line, printable
 
 # %% ../nbs/71_cli.ipynb #c004
 PROGRAM = "tract7dt"
@@ -271,14 +271,23 @@ def _say(text: str) -> None:
 INTERRUPTED = "interrupted; finished patches are kept: set patch_run.resume to true to go on from there"
 
 
+def told(error: Exception) -> str:
+    "What to say of an error that is no mistake of the program."
+    outside = obstacle(error)
+    if isinstance(error, UserError) or not outside:
+        return str(error)
+    name = getattr(error, "filename", None)
+    return one_line(f"{name}: {outside}" if name else outside)
+
+
 def call(job, debug: bool = False) -> int:
     "Do a job; print what it made or what the user must mend; return the exit code."
     try:
         result = job()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         if debug:
             print(printable(traceback.format_exc()), file=sys.stderr, end="")
-        _say(str(error))
+        _say(told(error))
         return 2
     except KeyboardInterrupt:
         _say(INTERRUPTED)

@@ -7,7 +7,7 @@ __all__ = ['log', 'PACKAGES', 'PAYLOAD_SECTIONS', 'PAYLOAD_KEYS', 'EPSF_SECTIONS
            'NOT_THE_NATIVE_FIT', 'PROGRAM', 'InputFile', 'input_files', 'dotted', 'payload_settings', 'epsf_settings',
            'fit_settings', 'MadeFrom', 'changes', 'payloads_from', 'epsfs_from', 'fits_from', 'payload_fingerprint',
            'package_versions', 'Manifest', 'load_or_renew', 'record_epsf', 'record_payloads', 'forget', 'why_made',
-           'record_fits', 'require_payloads', 'require_fits']
+           'record_fits', 'lost_models', 'require_payloads', 'require_fits']
 
 # %% ../nbs/32_manifest.ipynb #c003
 import logging
@@ -255,13 +255,21 @@ def record_fits(layout: Layout, cfg, fits: dict[str, str] | None) -> None:
     replace(old, config=cfg.model_dump(mode="json"), fits=fits, made=made).save(layout)
 
 
+def lost_models(layout: Layout) -> list[Path]:
+    "PSF models that the ePSF stage wrote and that are gone. Without them their bands would be fitted with an analytic PSF."
+    rows = read_json(layout.epsf_summary, "run-epsf", list)
+    with reading(layout.epsf_summary, "run-epsf"):
+        bands = {str(row["band"]) for row in rows if row["status"] != "band_fail"}
+    return [path for band in sorted(bands) if not (path := layout.psf_model(band)).exists()]
+
+
 def require_payloads(layout: Layout, cfg) -> Manifest:
     """The manifest, whose payloads and ePSFs belong to the present configuration and inputs.
 
     Raises
     ------
     UserError
-        If there are no payloads, or if settings or input files have changed since they, or the ePSFs, were written.
+        If there are no payloads, if settings or input files have changed since they, or the ePSFs, were written, or if some are gone.
     """
     manifest = Manifest.load(layout)
     if "payloads" not in manifest.made:
@@ -273,6 +281,8 @@ def require_payloads(layout: Layout, cfg) -> Manifest:
             raise UserError(f"{folder}: the {product} are not whole, their making was stopped; run {command} again")
         if then is not None and (found := changes(then, then.now(settings))):
             raise UserError(f"{folder}: the {product} are out of date: {list_some(found, 5)}; run {command} again")
+    if "ePSFs" in manifest.made and (lost := lost_models(layout)):
+        raise UserError(f"{lost[0]}: the PSF model is missing; run run-epsf again")
     missing = [tag for tag in manifest.payloads if not layout.payload(tag).exists()]
     if missing:
         raise UserError(f"{layout.payload(missing[0])}: the payload is missing; run build-patch-inputs again")

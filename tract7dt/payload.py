@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 
+from .damage import quiet, reading
 from .files import Layout, atomic_path
 from .machine import available_cpus, worker_count
 from .patches import Patch
@@ -203,8 +204,14 @@ def write_payload(payload: Payload, path: Path, compresslevel: int = 1) -> None:
 
 # %% ../nbs/31_payload.ipynb #c017
 def read_payload(path: Path) -> Payload:
-    "Read a payload back."
-    with fits.open(BytesIO(decompress(Path(path).read_bytes())), character_as_bytes=True) as hdus:
+    """Read a payload back.
+
+    Raises
+    ------
+    Damaged
+        If the file is no payload, or not a whole one.
+    """
+    with reading(path, "build-patch-inputs", fits.VerifyError), quiet(), fits.open(BytesIO(decompress(Path(path).read_bytes())), character_as_bytes=True) as hdus:
         images = [h for h in hdus if "BAND" in h.header]
         cuts = tuple(_cut_of(h, hdus, index + 1) for index, h in enumerate(images))
         return Payload(_patch_of(hdus[0].header), cuts, _frame_of(hdus["SOURCES"].data))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DONE', 'STYLE', 'SECTIONS', 'summary', 'failures', 'flag_counts', 'band_rows', 'bands_section', 'zero_point_figure',
-           'zero_points_section', 'read_stamp', 'stamps', 'epsf_section', 'stage_times', 'times_section', 'differences',
+           'zero_points_section', 'stamps', 'epsf_section', 'stage_times', 'times_section', 'differences',
            'settings_section', 'versions_section', 'pictures_section', 'page', 'Report', 'report']
 
 # %% ../nbs/78_report.ipynb #c003
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from . import __version__
 from .columns import fitted_bands
 from .damage import reading
+from .epsf.use import saved_stamp
 from .files import write_text
 from .fit.flags import FLAGS
 from .manifest import Manifest
@@ -122,17 +123,11 @@ def zero_points_section(left: Leftovers) -> str:
                               "Calibration stars: kept (black), clipped (red); the blue stripe is the error of the zero point")
 
 
-def read_stamp(path: Path) -> np.ndarray:
-    "The pixels of an ePSF."
-    with reading(path, "run-epsf"):
-        return np.load(path, allow_pickle=False)
-
-
 def stamps(left: Leftovers, band: str) -> list[CellStamp]:
     "The ePSFs of a band."
     cells = [c for c in left.cells if c["band"] == band and c.get("status") == "ok" and "patch" in c and left.layout.epsf_stamp(band, c["patch"]).exists()]
     found = [(re.fullmatch(r"r(\d+)_c(\d+)", c["patch"]), c) for c in cells]
-    return [CellStamp(int(tag[1]), int(tag[2]), read_stamp(left.layout.epsf_stamp(band, c["patch"])), f"{c.get('nstars_used', 0)} stars")
+    return [CellStamp(int(tag[1]), int(tag[2]), saved_stamp(left.layout.epsf_stamp(band, c["patch"])), f"{c.get('nstars_used', 0)} stars")
             for tag, c in found if tag]
 
 
@@ -161,7 +156,7 @@ def stage_times(text: str) -> pd.DataFrame:
 
 def times_section(left: Leftovers) -> str:
     "Durations of stages and patches."
-    logs = sorted(left.layout.work_dir.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(filter(Path.is_file, left.layout.work_dir.glob("*.log")), key=lambda path: path.stat().st_mtime)
     times = pd.concat([stage_times(path.read_text(encoding="utf-8", errors="replace")).assign(log=path.name) for path in logs] or [stage_times("")])
     parts = [table_html(times.drop_duplicates("stage", keep="last"))] if len(times) else [paragraph("No log tells the times of the stages.")]
     if left.patches is not None and len(left.patches):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import Config
-from .damage import damaged, read_csv, read_json
+from .damage import damaged, read_csv, read_json, reading
 from .errors import UserError
 from .files import Layout
 from .frames import Band
@@ -56,10 +56,13 @@ def photo_html(path: Path, text: str, side: int = 900) -> str:
     if not path.exists():
         return paragraph(f"{text}: not drawn ({path.name} does not exist).")
     stream = io.BytesIO()
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((side, side))
-        small.save(stream, "JPEG", quality=80)
+    try:
+        with reading(path, "run"), Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except UserError as problem:
+        return paragraph(f"{text}: not shown ({problem}).")
+    small.thumbnail((side, side))
+    small.save(stream, "JPEG", quality=80)
     return image_html(data_uri("jpeg", stream.getvalue()), text)
 
 

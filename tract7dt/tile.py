@@ -24,9 +24,9 @@ from scipy.spatial import cKDTree
 
 from .catalog import Catalog, read_catalog, valid_coordinates
 from .columns import INTERNAL_COLUMNS, all_columns, as_declared, result_columns
-from .damage import read_csv, read_json, reading
+from .damage import damaged, read_csv, read_json, reading
 from .errors import Problems, list_some
-from .files import Layout, atomic_path, write_csv, write_json
+from .files import Layout, atomic_path, file_fingerprint, write_csv, write_json
 from .frames import Band, BandPixels, MaskBit, relative_factor
 from .gaia_table import check_gaia
 from .headers import read_bands
@@ -402,7 +402,7 @@ def save_state(tile: Tile, layout: Layout, fingerprint: str) -> None:
     "Keep what the merge needs to know of a tile; `fingerprint` stands for settings and inputs."
     layout.tile_state.unlink(missing_ok=True)
     write_csv(layout.tile_catalog, tile.catalog)
-    write_json(layout.tile_state, {"fingerprint": fingerprint, "bands": tile.band_names, "shape": tile.shape, "zp_ref": tile.zp_ref,
+    write_json(layout.tile_state, {"fingerprint": fingerprint, "catalog": file_fingerprint(layout.tile_catalog), "bands": tile.band_names, "shape": tile.shape, "zp_ref": tile.zp_ref,
                                    "spelling": tile.spelling, "has_ids": tile.has_ids})
 
 
@@ -421,6 +421,9 @@ def load_state(layout: Layout, fingerprint: str, cfg) -> TileState | None:
         then, names, spelling, has_ids = kept["fingerprint"], tuple(map(str, kept["bands"])), dict(kept["spelling"]), bool(kept["has_ids"])
     if then != fingerprint:
         return None
+    with reading(layout.tile_catalog, "build-patches"):
+        if kept.get("catalog") != file_fingerprint(layout.tile_catalog):
+            raise damaged(layout.tile_catalog, f"it is not the one that {layout.tile_state.name} was written for", "build-patches")
     problems = Problems()
     bands = read_bands(cfg, problems)
     problems.raise_if_any()

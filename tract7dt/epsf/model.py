@@ -19,7 +19,7 @@ from astropy.table import Table
 from scipy.linalg import block_diag
 
 from .core import BY_LNF, core, core_value, evaluate_grid, fwhm_before_pixel, image_fwhm, offsets
-from ..errors import UserError
+from ..damage import damaged, quiet, reading
 from ..files import atomic_path
 from ..sky import cell_index, make_cells
 
@@ -203,12 +203,12 @@ class BandPSF:
 
         Raises
         ------
-        UserError
+        Damaged
             If the file is not such a model.
         """
-        with fits.open(path, memmap=False) as hdus:
+        with reading(path, "run-epsf", fits.VerifyError), quiet(), fits.open(path, memmap=False) as hdus:
             if hdus[0].header.get("PRODUCT") != PRODUCT:
-                raise UserError(f"{path}: not a PSF model of tract7dt; run the ePSF stage again")
+                raise damaged(path, "it is no PSF model of tract7dt", "run-epsf")
             return from_hdus(hdus)
 
 # %% ../../nbs/22b_psf_model.ipynb #c011

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS_OF_GAUSSIANS', 'FINE_BELOW_PIX', 'IN_MEMORY', 'PatchPSF', 'low_star_reason', 'stars_found', 'fit_sampling',
-           'load_model', 'cell_centre', 'mixture_stamp', 'kept_mixture', 'in_form', 'header_fwhm', 'fallback_stamp',
-           'analytic_answer', 'model_answer', 'psf_of_model', 'psf_for_patch']
+           'load_model', 'cell_centre', 'mixture_stamp', 'stored_mixture', 'kept_mixture', 'in_form', 'header_fwhm',
+           'fallback_stamp', 'analytic_answer', 'saved_stamp', 'model_answer', 'psf_of_model', 'psf_for_patch']
 
 # %% ../../nbs/25_psf_use.ipynb #c003
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from .solve import MIN_STARS
 from .model import BandPSF, analytic_psf, centre_crop
+from ..damage import Damaged, damaged, reading
 from ..files import atomic_path, fingerprint
 from ..fit.problem import PixelPSF
 from ..fit.psf import GAUSSIAN_WIDTHS, gaussian_psf, moffat_psf
@@ -105,16 +106,26 @@ def mixture_stamp(stamp: bytes, side: int, oversamp: int, components: int) -> np
     return mixture_psf(PixelPSF(np.frombuffer(stamp).reshape(side, side), oversamp), components).stamp
 
 
+def stored_mixture(path: Path, made_from: str) -> np.ndarray | None:
+    "The sum of Gaussians that a file holds, if it was made from this; none from a damaged file, which is to be written again."
+    if not path.exists():
+        return None
+    try:
+        with reading(path, "run-patches"), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            return kept["stamp"] if kept["made_from"] == made_from else None
+    except Damaged:
+        return None
+
+
 def kept_mixture(path: Path | None, psf: PatchPSF, components: int) -> np.ndarray:
     "The sum of Gaussians fitted to the stamp of `psf`, from the file `path` if that holds it; else made, and written there."
     stamp = np.ascontiguousarray(psf.stamp, float)
     if path is None:
         return mixture_stamp(stamp.tobytes(), len(stamp), psf.oversamp, components)
     made_from = fingerprint(hashlib.sha256(stamp.tobytes()).hexdigest(), psf.oversamp, components)
-    if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            if kept["made_from"] == made_from:
-                return kept["stamp"]
+    stored = stored_mixture(path, made_from)
+    if stored is not None:
+        return stored
     mixture = mixture_stamp(stamp.tobytes(), len(stamp), psf.oversamp, components)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, made_from=made_from, stamp=mixture)
@@ -162,6 +173,21 @@ def analytic_answer(cfg, fwhm_pix: float | None, path, reason: str) -> PatchPSF:
 IN_MEMORY = Path("in memory")
 
 
+def saved_stamp(path: Path) -> np.ndarray:
+    """The pixels of an ePSF.
+
+    Raises
+    ------
+    Damaged
+        If the file holds no square array.
+    """
+    with reading(path, "run-epsf"), open(path, "rb") as stream:
+        stamp = np.load(stream, allow_pickle=False)
+        if stamp.ndim != 2 or stamp.shape[0] != stamp.shape[1] or stamp.dtype.kind != "f":
+            raise damaged(path, f"it holds {stamp.dtype} of shape {stamp.shape}", "run-epsf")
+    return stamp
+
+
 def model_answer(model: BandPSF, layout, cell_tag: str, x: float, y: float, reach, cfg) -> PatchPSF:
     "The PSF that a band's model gives at a position, as a stamp."
     path = IN_MEMORY if layout is None else layout.psf_model(model.band)
@@ -169,8 +195,7 @@ def model_answer(model: BandPSF, layout, cell_tag: str, x: float, y: float, reac
     own, oversamp = model.source_at(x, y, least) == "cell+band", fit_sampling(model, x, y, cfg.epsf)
     stamp, gradient = model.stamp(x, y, size, oversamp, least), None
     if cfg.epsf.evaluate_at == "cell" and own and layout is not None and layout.epsf_stamp(model.band, cell_tag).exists():
-        saved = np.load(layout.epsf_stamp(model.band, cell_tag), allow_pickle=False)
-        stamp = centre_crop(saved, len(stamp), cfg.epsf.oversamp)
+        stamp = centre_crop(saved_stamp(layout.epsf_stamp(model.band, cell_tag)), len(stamp), cfg.epsf.oversamp)
     if reach is not None:
         gradient = model.gradient(x, y, reach, size, oversamp, least)
     nstars = int(model.cell_nstars[model.cell(x, y)]) if own else model.nstars
