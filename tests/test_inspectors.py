@@ -273,9 +273,9 @@ def spoil(path):
 BROKEN = [
     (EPSFInspector, "EPSFs/epsf_summary.json", "epsf_summary.json is not there", "damaged"),
     (EPSFInspector, "EPSFs/m400/psf_model.fits", "psf_model.fits is not there", ""),
-    (PatchInspector, "patches/patches.csv", "patches.csv is not there", ""),
+    (PatchInspector, "patches/patches.csv", "patches.csv: there is no such file", ""),
     (PatchInspector, "patch_payloads/r00_c00_pr00_pc00.fits.gz", "run build-patch-inputs", "damaged"),
-    (SourceInspector, "patches/patches.csv", "patches.csv is not there", ""),
+    (SourceInspector, "patches/patches.csv", "patches.csv: there is no such file", ""),
     (EPSFInspector, "manifest.json", "no manifest.json here", "cannot be understood"),
     (ZeroPointInspector, "manifest.json", "no manifest.json here", "cannot be understood"),
 ]

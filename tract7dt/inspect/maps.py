@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INDEX_COLUMNS', 'MAP_PIXELS', 'MAP_BANDS', 'MAP_SIDE', 'read_few', 'read_index', 'read_patches', 'base_box', 'hull',
-           'band_names', 'MapView', 'spread', 'white_of', 'read_map', 'map_sheet', 'place', 'divisions']
+           'band_names', 'MapView', 'spread', 'white_of', 'around', 'find_white', 'read_map', 'map_sheet', 'place',
+           'divisions']
 
 # %% ../../nbs/83b_inspect_maps.ipynb #c003
 from dataclasses import dataclass
@@ -52,9 +53,9 @@ def read_index(layout: Layout) -> pd.DataFrame:
 
 def read_patches(layout: Layout) -> pd.DataFrame:
     "The rows of patches.csv, boxes as integers, with the `status` of run_summary.csv."
-    table = read_csv(layout.patches_csv).set_index("patch_tag", drop=False)
+    table = read_csv(layout.patches_csv, "build-patches", ("patch_tag", "epsf_tag")).set_index("patch_tag", drop=False)
     numbers = [column for column in table if column.endswith(("_base", "_roi"))]
-    status = read_csv(layout.run_summary).set_index("patch")["status"] if layout.run_summary.exists() else pd.Series(dtype=str)
+    status = read_csv(layout.run_summary, "run-patches", ("patch", "status")).set_index("patch")["status"] if layout.run_summary.exists() else pd.Series(dtype=str)
     return table.astype(dict.fromkeys(numbers, int)).assign(status=status.reindex(table.index).fillna(""))
 
 
@@ -81,10 +82,11 @@ MAP_PIXELS, MAP_BANDS, MAP_SIDE = 10_000_000, 3, 300
 class MapView:
     """A box of the frame.
 
-    `white`: mean of some bands in units of their noise, averaged over squares of `step` pixels, NaN without data;
+    `full`: mean of some bands in units of their noise; `white`: the same averaged over squares of `step` pixels, NaN without data;
     `bands`: how many; `boxes`: what can be chosen, by tag; `sources`: rows of the index.
     """
     box: Box
+    full: np.ndarray
     white: np.ndarray
     step: int
     bands: int
@@ -98,31 +100,42 @@ def spread(names, box: Box, packed: bool) -> list[str]:
     return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int))] if count else []
 
 # %% ../../nbs/83b_inspect_maps.ipynb #c014
-def white_of(run: FinishedRun, names, box: Box, step: int) -> tuple[np.ndarray, int]:
-    "Thinned mean of some bands in units of their noise, and how many bands; NaN where there is none."
-    thinned = (-(-box.height // step), -(-box.width // step))
-    if not names:
-        return np.full(thinned, np.nan), 0
-    first = open_band(run, names[0])
-    used = spread(names, box, first.source.tiled or first.source.zipped)
+def white_of(run: FinishedRun, names, box: Box) -> tuple[np.ndarray, int]:
+    "Mean of some bands in units of their noise, float32, and how many bands."
+    first = open_band(run, names[0]).source if names else None
+    used = spread(names, box, first.tiled or first.zipped) if first else []
+    if not used:
+        return np.broadcast_to(np.float32(0), box.shape), 0
     total = np.zeros(box.shape, np.float32)
     for name in used:
         band = open_band(run, name)
         pixels = band.read(box)
         total += np.where(pixels.good, pixels.image, 0) / np.float32(band.sky_sigma)
-    return (block_mean(total / np.sqrt(len(used)), step), len(used)) if used else (np.full(thinned, np.nan), 0)
+    return total / np.float32(np.sqrt(len(used))), len(used)
 
 
-def read_map(run: FinishedRun, names, boxes: dict[str, Box], index: pd.DataFrame) -> MapView:
-    "A map of what can be chosen; without the images just the sources."
-    box = Box(min(b.x0 for b in boxes.values()), max(b.x1 for b in boxes.values()), min(b.y0 for b in boxes.values()), max(b.y1 for b in boxes.values()))
-    step = max(1, round(max(box.shape) / MAP_SIDE))
-    inside = index[box.contains(index["x_pix_white"], index["y_pix_white"])]
+def around(boxes) -> Box:
+    "The smallest box around some boxes."
+    return Box(min(b.x0 for b in boxes), max(b.x1 for b in boxes), min(b.y0 for b in boxes), max(b.y1 for b in boxes))
+
+
+def find_white(run: FinishedRun, names, box: Box, larger: MapView | None) -> tuple[np.ndarray, int]:
+    "The white image of a box and its number of bands, from a larger map that has all one could wish for, or from the images if they are there."
+    if larger is not None and larger.bands == min(len(names), MAP_BANDS):
+        return larger.full[box.shift(-larger.box.x0, -larger.box.y0).slices], larger.bands
     try:
-        white, bands = white_of(run, names, box, step)
+        return white_of(run, names, box)
     except (UserError, OSError):
-        white, bands = white_of(run, (), box, step)
-    return MapView(box, white, step, bands, boxes, inside)
+        return white_of(run, (), box)
+
+
+def read_map(run: FinishedRun, names, boxes: dict[str, Box], index: pd.DataFrame, larger: MapView | None = None) -> MapView:
+    "A map of what can be chosen, which may lie in a `larger` one; without the images just the sources."
+    box = around(boxes.values())
+    step = max(1, round(max(box.shape) / MAP_SIDE))
+    full, bands = find_white(run, names, box, larger)
+    white = block_mean(full, step) if bands else np.full((-(-box.height // step), -(-box.width // step)), np.nan)
+    return MapView(box, full, white, step, bands, boxes, index[box.contains(index["x_pix_white"], index["y_pix_white"])])
 
 
 def map_sheet(view: MapView) -> Sheet:
