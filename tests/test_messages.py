@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tract7dt.configfile import REMOVED
-from tract7dt.messages import all_messages, definitions, messages_of, module_summary, scopes, split_cure, templates
+from tract7dt.messages import all_messages, definitions, messages_of, scopes, split_cure, templates
 
 PACKAGE = Path(find_spec("tract7dt").origin).parent
 MESSAGES = all_messages()
@@ -77,7 +77,3 @@ def test_a_message_without_cure_would_be_noticed():
     for text, why in texts.items():
         (message,) = messages_of(f"def read(path):\n    raise UserError(f'{text}')", "room")
         assert complaint(message) == why
-
-
-def test_module_summary_reads_the_docstring():
-    assert module_summary("tract7dt.errors") == "How the program tells people what is wrong."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OF_LAST', 'OF_FIRST', 'METHODS', 'ERRORS', 'FINDINGS', 'NOTES', 'MOMENTS', 'Message', 'split_cure', 'value_name',
            'part_of', 'templates', 'definitions', 'logged', 'said_by', 'returned_warnings', 'scopes', 'messages_of',
-           'moment_of', 'module_summary', 'reading_order', 'all_messages']
+           'moment_of', 'reading_order', 'all_messages']
 
 # %% ../nbs/01b_messages.ipynb #c003
 import ast
@@ -103,6 +103,8 @@ def templates(node: ast.expr, known: dict[str, ast.stmt]) -> list[str]:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             sides = [templates(side, known) or [f"{{{value_name(side)}}}"] for side in (left, right)]
             return ["".join(pair) for pair in product(*sides)]
+        case ast.Call(func=ast.Name(id="one_line"), args=[of]):
+            return templates(of, known)
         case ast.IfExp(body=yes, orelse=no):
             return templates(yes, known) + templates(no, known)
         case ast.Call(func=ast.Name(id=name)) if isinstance(known.get(name), ast.FunctionDef):
@@ -117,7 +119,7 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     return constants | {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 # %% ../nbs/01b_messages.ipynb #c011
-ERRORS = ("UserError", "NotWritten")
+ERRORS = ("UserError", "NotWritten", "Damaged", "Unreadable")
 FINDINGS = ("findings.add", "self.add")
 NOTES = {"problems.error": "error", "problems.warn": "warning", "log.warning": "warning", "log.error": "warning", "notes.append": "warning"}
 
@@ -135,6 +137,8 @@ def said_by(call: ast.Call, known) -> list[tuple[str, str]]:
     name = ast.unparse(call.func)
     if name in ERRORS and call.args:
         return [("error", text) for text in templates(call.args[0], known)]
+    if name == "not_read":
+        return [("error", f"{{path}}: {text}") for text in templates(call.args[2], known) if text]
     if name in FINDINGS and len(call.args) > 1:
         return [("error", f"{{file}} line {{line}}: {{key}}{text}") for text in templates(call.args[1], known)]
     if name in NOTES:
@@ -167,7 +171,8 @@ def messages_of(source: str, module: str) -> Iterator[Message]:
 # %% ../nbs/01b_messages.ipynb #c014
 MOMENTS = {
     "Reading the configuration": ("every command", ("yamlfile", "configfile")),
-    "Opening the work directory": ("every command that writes products", ("logs", "files", "lock")),
+    "At any time": ("every command", ("errors", "files")),
+    "Opening the work directory": ("every command that writes products", ("logs", "lock")),
     "Reading images, catalog and Gaia table": (
         "check, run-epsf, build-patches, build-patch-inputs, run", ("sky", "frames", "headers", "text_tables", "catalog", "gaia_table", "tile", "gaia", "bright_mask")),
     "Building ePSFs": ("run-epsf, run", ("epsf",)),
@@ -180,7 +185,7 @@ MOMENTS = {
     "Many tiles": ("run-many", ("batch",)),
     "Inspectors": ("the inspectors in a notebook", ("inspect",)),
     "Sample data": ("make-sample, download-sample", ("sample",)),
-    "The command line": ("every command", ("cli", "commands", "pipeline")),
+    "The command line": ("every command", ("cli", "commands", "pipeline", "errors")),
 }
 
 
@@ -199,11 +204,6 @@ def moment_of(module: str) -> str:
     raise LookupError(f"{module}: name it in MOMENTS of nbs/01b_messages.ipynb")
 
 # %% ../nbs/01b_messages.ipynb #c016
-def module_summary(module: str) -> str:
-    "The first line of a module's docstring, without importing it."
-    return (ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module))) or "").partition("\n")[0]
-
-
 def reading_order(path: Path) -> str:
     "The notebook that a module comes from, which sorts as one reads."
     found = re.search(r"File to edit: \S*?nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8"))
