@@ -161,3 +161,9 @@ def test_source_link_leads_to_the_definition():
 
 def test_constants_of_a_cell():
     assert api_page.constants("log = logging.getLogger(__name__)\nA = [1,\n     2]\n\ndef f():\n    B = 1\nC: int = 3") == "A = [1,\n     2]\nC: int = 3"
+
+
+def test_each_notebook_points_to_the_next():
+    """`python tools/pointers.py` writes the last cells anew."""
+    done = subprocess.run([sys.executable, ROOT / "tools" / "pointers.py", "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
