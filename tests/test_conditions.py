@@ -4,6 +4,10 @@
 all the words, and every row of the catalog is kept.
 """
 
+import builtins
+import errno
+import io
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 from small_inputs import Field, header, noise
-from tract7dt import configfile, tile
+from tract7dt import configfile, frames, tile
 from tract7dt.cli import cli, commands
 
 GAIA = "source_id,ra,dec,phot_g_mean_mag,mag_m400,mag_m425\n11,150.0,2.0,15,15,15\n"
@@ -200,3 +204,55 @@ def test_all_problems_of_all_files_come_together(tmp_path, capsys):
     field.catalog("ID,RA,DEC\na,150,2\na,150,2\n")
     code, lines = said(field, {}, capsys)
     assert code == 2 and len(lines) == 4 and all(line.startswith("tract7dt: ") for line in lines), lines
+
+
+def refusing(monkeypatch, name, failure):
+    """Opening files of this name fails, whoever does it."""
+    real = builtins.open
+
+    def opened(path, *values, **options):
+        if isinstance(path, str | os.PathLike) and os.path.basename(path) == name:
+            raise failure
+        return real(path, *values, **options)
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", opened)
+
+
+REFUSALS = {
+    errno.EACCES: "Permission denied; give yourself the right to use it", errno.EMFILE: "Too many open files; raise the limit of open files (ulimit -n)",
+    errno.EIO: "Input/output error; check the disk",
+}
+
+
+@pytest.mark.parametrize("name", ["m425.fits", "cat.csv", "images.txt", "gaia.csv", "config.yaml"])
+@pytest.mark.parametrize("number", REFUSALS)
+def test_a_file_that_the_system_refuses_is_not_called_damaged(tmp_path, monkeypatch, capsys, name, number):
+    """There is nothing wrong with it that its user could correct in it."""
+    field = Field(tmp_path)
+    field.gaia("source_id,ra,dec,phot_g_mean_mag,mag_m400\n1,150,2,15,16\n")
+    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.cfg(zp=dict(enabled=True, min_box_size_pix=10))))
+    refusing(monkeypatch, name, OSError(number, os.strerror(number), str(tmp_path / name)))
+    code = cli(["check", str(tmp_path / "config.yaml")], commands())
+    line, = capsys.readouterr().err.splitlines()
+    assert code == 2 and f"{tmp_path / name}: cannot be read ({REFUSALS[number]})" in line
+    assert not any(word in line for word in ("damaged", "truncated", "expected", "correct", "give a"))
+
+
+def test_too_little_memory_for_an_image_is_not_called_damage(tmp_path, monkeypatch, capsys):
+    field = Field(tmp_path)
+    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.cfg()))
+
+    def too_large(*values):
+        raise MemoryError("Unable to allocate 9.11 GiB for an array")
+    monkeypatch.setattr(frames.FitsImage, "pixels", too_large)
+    assert cli(["check", str(tmp_path / "config.yaml")], commands()) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "m400.fits: cannot be read (not enough memory (Unable to allocate 9.11 GiB for an array); lower performance.max_memory_gb" in line
+
+
+def test_too_little_memory_anywhere_is_no_mistake_of_the_program(tmp_path, monkeypatch, capsys):
+    field = Field(tmp_path)
+    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.cfg()))
+    monkeypatch.setattr("tract7dt.pipeline.divide_frame", lambda *values: (_ for _ in ()).throw(MemoryError()))
+    assert cli(["check", str(tmp_path / "config.yaml")], commands()) == 2
+    assert capsys.readouterr().err == "tract7dt: not enough memory; lower performance.max_memory_gb, use fewer workers, or crop\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 from astropy.utils.exceptions import AstropyWarning
 
-from .errors import UserError, list_some, obstacle, one_line
+from .errors import UserError, list_some, not_read, obstacle, one_line
 
 # %% ../nbs/03a_damage.ipynb #c005
 class Damaged(UserError):
@@ -54,8 +54,8 @@ def reading(path: Path, command: str, *kinds: type[Exception]):
     except FileNotFoundError as failure:
         raise UserError(f"{path}: there is no such file; run tract7dt {command} again") from failure
     except (OSError, MemoryError, *NOT_AS_WRITTEN, *kinds) as failure:
-        if outside := obstacle(failure):
-            raise UserError(one_line(f"{path}: cannot be read ({outside})")) from failure
+        if obstacle(failure):
+            raise not_read(path, failure, "") from failure
         raise damaged(path, f"{type(failure).__name__}: {failure}", command) from failure
 
 # %% ../nbs/03a_damage.ipynb #c006

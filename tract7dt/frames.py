@@ -7,6 +7,7 @@ __all__ = ['READ_ERRORS', 'ROWS_AT_ONCE', 'KEPT_UNPACKED', 'MaskBit', 'BandPixel
            'unpack', 'locate_image', 'is_there', 'Band', 'crop_wcs', 'read_weight', 'weight_path', 'relative_factor']
 
 # %% ../nbs/10_frames.ipynb #c003
+import errno
 import re
 import threading
 import warnings
@@ -24,7 +25,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
-from .errors import UserError, list_some
+from .errors import UserError, list_some, not_read
 from .sky import Box
 
 # %% ../nbs/10_frames.ipynb #c007
@@ -106,7 +107,7 @@ class FitsImage:
         except UserError:
             raise
         except READ_ERRORS as failure:
-            raise UserError(f"{self.path}: cannot read pixels ({failure}); the file is damaged or truncated, make it again") from failure
+            raise not_read(self.path, failure, f"cannot read pixels ({failure}); the file is damaged or truncated, make it again") from failure
 
     def open(self) -> fits.HDUList:
         "The file, mapped where it can be, values as they are stored."
@@ -189,22 +190,24 @@ def locate_image(path: Path) -> tuple[FitsImage, fits.Header]:
     UserError
         If the file is missing, is no FITS file, is truncated, or has no single 2-D image.
     """
-    if not is_there(path):
-        raise UserError(f"{path}: no such file")
     try:
+        if not is_there(path):
+            raise UserError(f"{path}: no such file")
         with warnings.catch_warnings(action="ignore", category=AstropyWarning), fits.open(path) as hdus:
             index = _image_index(path, hdus)
             _check_length(path, hdus[index])
             return _describe(path, hdus, index), _header(hdus, index)
     except READ_ERRORS as failure:
-        raise UserError(f"{path}: not a readable FITS file ({failure}); expected a 2-D image in the primary HDU") from failure
+        raise not_read(path, failure, f"not a readable FITS file ({failure}); expected a 2-D image in the primary HDU") from failure
 
 
 def is_there(path: Path) -> bool:
     "Whether there is a file of this name; a name that no file can have, being too long, is not there."
     try:
         return path.is_file()
-    except OSError:
+    except OSError as failure:
+        if failure.errno != errno.ENAMETOOLONG:
+            raise
         return False
 
 
@@ -243,7 +246,7 @@ def _header(hdus, index: int) -> fits.Header:
         header.extend(hdus[0].header, unique=True, strip=True)
     return header
 
-# %% ../nbs/10_frames.ipynb #c022
+# %% ../nbs/10_frames.ipynb #c024
 @dataclass(frozen=True)
 class Band:
     """Facts about the image of one band; no pixels.
@@ -331,7 +334,7 @@ class Band:
             _fill(self, pixels, part, part.shift(-self.crop.x0 - box.x0, -self.crop.y0 - box.y0).slices)
         return pixels
 
-# %% ../nbs/10_frames.ipynb #c023
+# %% ../nbs/10_frames.ipynb #c025
 def crop_wcs(wcs: WCS, box: Box) -> WCS:
     "The WCS of a section: reference pixel and distortions move along."
     return wcs.slice(box.slices)
@@ -364,7 +367,7 @@ def _sigma(invvar: np.ndarray, scale: float) -> np.ndarray:
     "Scaled noise of an inverse variance in ADU^-2; infinite where it is 0."
     return np.divide(scale, np.sqrt(invvar), where=invvar > 0, out=np.full_like(invvar, np.inf))
 
-# %% ../nbs/10_frames.ipynb #c024
+# %% ../nbs/10_frames.ipynb #c026
 def read_weight(band: Band, box: Box) -> np.ndarray:
     """Weights inside `box` (full frame) as they are in the file, 0 where not finite.
 
@@ -379,7 +382,7 @@ def read_weight(band: Band, box: Box) -> np.ndarray:
         raise UserError(f"{band.weight.path}: {(weight < 0).sum()} negative weights, lowest {weight.min():g}; make them >= 0, 0 = no data")
     return weight
 
-# %% ../nbs/10_frames.ipynb #c033
+# %% ../nbs/10_frames.ipynb #c035
 def weight_path(image: Path, suffix: str) -> Path:
     "Path of the weight map of `image`: `a.fits` and `_weight.fits` give `a_weight.fits`."
     stem = re.sub(r"\.(fits?|fts)(\.(fz|gz|bz2))?$", "", image.name, flags=re.IGNORECASE)

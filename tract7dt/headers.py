@@ -7,7 +7,7 @@ __all__ = ['WCS_CARDS', 'Entry', 'read_image_list', 'card', 'number', 'shown', '
            'fwhm_pix', 'read_wcs', 'Difference', 'linear_differences', 'distortion_differences', 'check_grid',
            'check_names', 'working_box', 'read_band', 'base_folder', 'read_bands']
 
-# %% ../nbs/10b_headers.ipynb #c002
+# %% ../nbs/10b_headers.ipynb #c003
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, WcsError
 
-from .errors import Problems, UserError, list_some
+from .errors import Problems, Unreadable, UserError, list_some, not_read
 from .files import safe_name
 from .frames import Band, FitsImage, locate_image, weight_path
 from .sky import Box, pixel_scale_arcsec
 
-# %% ../nbs/10b_headers.ipynb #c005
+# %% ../nbs/10b_headers.ipynb #c007
 @dataclass(frozen=True)
 class Entry:
     "A line of the image list."
@@ -36,7 +36,8 @@ def read_image_list(path: Path, base: Path, problems: Problems) -> list[Entry]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as failure:
-        problems.error(f"inputs.image_list_file: cannot read {path} ({failure}); give a text file with one FITS path per line")
+        told = not_read(path, failure, f"cannot be read ({failure}); give a text file with one FITS path per line")
+        problems.error(f"inputs.image_list_file: {told}")
         return []
     if "\0" in text:
         problems.error(f"inputs.image_list_file: {path} holds bytes that are no text; give a text file with one FITS path per line")
@@ -61,7 +62,7 @@ def _without_repeats(entries: list[Entry], path: Path, problems: Problems) -> li
             problems.error(f"{path} lines {list_some(where)}: {image} is listed {len(where)} times; keep one line")
     return [Entry(where[0], image) for image, where in lines.items()]
 
-# %% ../nbs/10b_headers.ipynb #c008
+# %% ../nbs/10b_headers.ipynb #c010
 def card(header: fits.Header, key: str):
     "Value of a card; None when it is missing, blank or unreadable."
     try:
@@ -85,7 +86,7 @@ def shown(header: fits.Header, key: str) -> str:
     value = card(header, key)
     return f"{key} is missing" if value is None else f"{key} = {value!r}"
 
-# %% ../nbs/10b_headers.ipynb #c011
+# %% ../nbs/10b_headers.ipynb #c013
 def band_name(path: Path, header: fits.Header, problems: Problems) -> str | None:
     "FILTER as text."
     value = card(header, "FILTER")
@@ -132,7 +133,7 @@ def fwhm_pix(path: Path, header: fits.Header, wcs: WCS | None, problems: Problem
                   "patch_run.fallback_default_fwhm_pix are used for this band")
     return None
 
-# %% ../nbs/10b_headers.ipynb #c014
+# %% ../nbs/10b_headers.ipynb #c016
 WCS_CARDS = ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 
 
@@ -161,7 +162,7 @@ def _celestial(header: fits.Header) -> WCS:
         raise ValueError("the CD matrix is singular")
     return wcs
 
-# %% ../nbs/10b_headers.ipynb #c018
+# %% ../nbs/10b_headers.ipynb #c020
 @dataclass(frozen=True)
 class Difference:
     "Two images that disagree in one element of their WCS."
@@ -202,7 +203,7 @@ def linear_differences(first: WCS, second: WCS, tolerance) -> list[Difference]:
     found += _compare("CDELT", a.cdelt, b.cdelt, tolerance.cdelt, "cdelt")
     return found + _compare("PC", a.get_pc(), b.get_pc(), tolerance.cd, "cd")
 
-# %% ../nbs/10b_headers.ipynb #c019
+# %% ../nbs/10b_headers.ipynb #c021
 def distortion_differences(first: WCS, second: WCS, tolerance, side: int) -> list[Difference]:
     "Differences of SIP polynomials, PV terms and distortion tables; `side` is the longer side of the image in pixels."
     return _sip_differences(first, second, tolerance, side) + _pv_differences(first, second, tolerance) + _table_differences(first, second)
@@ -232,7 +233,7 @@ def _table_differences(first: WCS, second: WCS) -> list[Difference]:
     return [Difference(f"distortion table {name}", *("absent" if t is None else "present" for t in pair), 0, "") for name, pair in tables.items()
             if not (pair[0] is pair[1] is None or (None not in pair and np.array_equal(pair[0].data, pair[1].data)))]
 
-# %% ../nbs/10b_headers.ipynb #c022
+# %% ../nbs/10b_headers.ipynb #c024
 def check_grid(bands: list[Band], checks, problems: Problems) -> None:
     "Compare shapes and coordinates of all bands with those of the first."
     for band in bands[1:]:
@@ -248,7 +249,7 @@ def _check_wcs(first: Band, band: Band, tolerance, problems: Problems) -> None:
     if found:
         problems.error(f"{band.path}: WCS differs from that of {first.path}: {'; '.join(map(str, found))}; resample all images to one grid")
 
-# %% ../nbs/10b_headers.ipynb #c024
+# %% ../nbs/10b_headers.ipynb #c026
 def check_names(bands: list[Band], problems: Problems) -> None:
     "Every FILTER value once, and folder names that differ."
     names, folders = {}, {}
@@ -260,7 +261,7 @@ def check_names(bands: list[Band], problems: Problems) -> None:
         names.setdefault(band.name, band.path)
         folders.setdefault(safe_name(band.name), band.path)
 
-# %% ../nbs/10b_headers.ipynb #c026
+# %% ../nbs/10b_headers.ipynb #c028
 def working_box(shape: tuple[int, int], crop, problems: Problems) -> Box:
     "The working frame inside a full frame of `shape`."
     margin = crop.margin if crop.enabled else 0
@@ -270,14 +271,14 @@ def working_box(shape: tuple[int, int], crop, problems: Problems) -> Box:
         return Box.of_shape(shape)
     return box
 
-# %% ../nbs/10b_headers.ipynb #c029
+# %% ../nbs/10b_headers.ipynb #c031
 def read_band(entry: Entry, cfg, problems: Problems) -> Band | None:
     "The band of one entry of the image list; None when its header has an error."
     try:
         source, header = locate_image(entry.path)
     except UserError as failure:
-        place = f"{cfg.inputs.image_list_file} line {entry.line}"
-        problems.error(f"{place}: {failure}; correct the path or the file (relative paths start at {base_folder(cfg)})")
+        cure = "" if isinstance(failure, Unreadable) else f"; correct the path or the file (relative paths start at {base_folder(cfg)})"
+        problems.error(f"{cfg.inputs.image_list_file} line {entry.line}: {failure}{cure}")
         return None
     own = Problems()
     band = _band(source, header, cfg, own)
@@ -316,7 +317,7 @@ def _weight(source: FitsImage, suffix: str | None, problems: Problems) -> FitsIm
         problems.error(f"{weight.path}: shape {weight.shape} differs from {source.shape} of {source.path}; the weight map must lie on the image's grid")
     return weight
 
-# %% ../nbs/10b_headers.ipynb #c030
+# %% ../nbs/10b_headers.ipynb #c032
 def read_bands(cfg, problems: Problems) -> tuple[Band, ...]:
     """Read all headers of the image list and check that they fit together.
 

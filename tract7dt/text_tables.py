@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['MISSING', 'read_text_table', 'is_missing', 'to_float', 'typed', 'csv_text']
 
-# %% ../nbs/10c_text_tables.ipynb #c002
+# %% ../nbs/10c_text_tables.ipynb #c003
 from pathlib import Path
 
 import pandas as pd
 
-from .errors import Problems, list_some
+from .errors import Problems, list_some, not_read
 
-# %% ../nbs/10c_text_tables.ipynb #c005
+# %% ../nbs/10c_text_tables.ipynb #c007
 def read_text_table(path: Path, key: str, problems: Problems) -> pd.DataFrame | None:
     "A CSV with every value as text, blanks around column names removed; None, with an error noted, when it cannot be read."
     try:
         rows = pd.read_csv(path, header=None, dtype=str, na_filter=False, index_col=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as failure:
-        problems.error(f"{key}: cannot read {path} ({' '.join(str(failure).split())}); give a comma-separated table with one header line")
+        told = not_read(path, failure, f"cannot be read ({' '.join(str(failure).split())}); give a comma-separated table with one header line")
+        problems.error(f"{key}: {told}")
         return None
     names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(rows.iloc[0])]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -30,7 +31,7 @@ def read_text_table(path: Path, key: str, problems: Problems) -> pd.DataFrame | 
         return None
     return rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
 
-# %% ../nbs/10c_text_tables.ipynb #c008
+# %% ../nbs/10c_text_tables.ipynb #c010
 MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "-nan")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from .errors import UserError, one_line
+from .errors import UserError, not_read, one_line
 
 # %% ../nbs/00ab_yamlfile.ipynb #c006
 @dataclass
@@ -125,5 +125,4 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); "
-                        "give a readable YAML file with --config") from error
+        raise not_read(path, error, f"cannot be read ({error}); give a readable YAML file with --config") from error
