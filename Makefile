@@ -29,7 +29,7 @@ demo: .venv/.installed
 	tract7dt run --config sample_data/config.yaml
 	@echo
 	@echo "Look at sample_data/work/outputs/*/patch_overview.png (data, model, residual), sample_data/work/ZP/*.png and"
-	@echo "sample_data/work/output_catalog.csv; compare with sample_data/truth.ecsv. Next: open nbs/index.ipynb."
+	@echo "sample_data/work/output_catalog.csv; compare with sample_data/truth.ecsv. Next: .venv/bin/jupyter lab nbs/tutorials/01_first_run.ipynb"
 
 test: .venv/.installed
 	@echo "Running all tests: package, notebooks, agreement of notebooks and modules"
