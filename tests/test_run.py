@@ -5,7 +5,6 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import pytest
 
 from small_inputs import Field, noise, rows_at
 from tract7dt import frames, pipeline, run
+from tract7dt.config import Config
 from tract7dt.configfile import config_warnings, load_config, resolve_paths
 from tract7dt.errors import UserError
 from tract7dt.executors import make_pool
@@ -48,7 +48,7 @@ def die_on_the_third(tag, layout, cfg):
 
 
 def test_the_patch_that_kills_its_worker_is_found_and_the_others_are_done(monkeypatch):
-    cfg = SimpleNamespace(patch_run=SimpleNamespace(max_workers=2, executor="process"))
+    cfg = Config(patch_run={"max_workers": 2})
     monkeypatch.setattr(run, "run_patch", die_on_the_third)
     done, raised = run.collect(make_pool(2), range(6), None, cfg)
     assert raised
@@ -76,7 +76,7 @@ def test_nobody_is_asked_for_another_try_where_none_was_lost(monkeypatch):
     monkeypatch.setattr(run, "fit_workers", lambda settings, tasks: 8)
     monkeypatch.setattr(run, "spare_executor", lambda *values: pytest.fail("an executor was started for nothing"))
     failure = UserError("a damaged payload")
-    assert run.retry_lost({"a": failure}, None, SimpleNamespace(patch_run=None)) == ({}, {"a": failure})
+    assert run.retry_lost({"a": failure}, None, Config()) == ({}, {"a": failure})
 
 
 # A field of two bands that GalSim drew: stars and galaxies under a Moffat PSF, which is also the fallback that the fit uses

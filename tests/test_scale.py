@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 from small_inputs import Field, header, rows_at
 
-from tract7dt import frames, machine, payload, run
+from tract7dt import executors, frames, machine, payload, run
 from tract7dt import tile as tile_room
 from tract7dt.config import Config
 from tract7dt.epsf.band import frame_and_numbers
@@ -282,3 +282,11 @@ def test_a_full_tile_stays_within_its_memory_on_a_machine_with_many_processors(m
     for count in workers.values():
         assert PROCESS_BYTES + OWN_BYTES_PER_PIXEL * pixels + count * (PROCESS_BYTES + WORKER_BYTES_PER_PIXEL * pixels) <= most * 1e9
     assert tile_room.stack_workers(performance, shape) * STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL < most * 1e9 / 4
+
+
+@pytest.mark.parametrize("gigabytes,there,expected", [("auto", 256.0, 64), ("auto", 4.6, 10), (4, 256.0, 8), (0.6, 256.0, 1)])
+def test_fits_stay_within_the_memory_too(monkeypatch, gigabytes, there, expected):
+    """0.4 GB for each worker, on a machine of 64 processors."""
+    monkeypatch.setattr(machine, "available_cpus", lambda *values: 64)
+    monkeypatch.setattr(executors, "available_memory_gb", lambda: there)
+    assert executors.within_memory(Config(performance={"max_memory_gb": gigabytes})).max_workers == expected

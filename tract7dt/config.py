@@ -139,7 +139,8 @@ class Performance(Section):
         "Threads that make the white stack; never more than CPUs.", "threads")
     max_memory_gb: Positive | Auto = key("auto",
         "Bound on the memory of the stages that see whole images, which use fewer processes and threads to keep it; auto = 4 GB, "
-        "or what this process may use if that is less. A tile of 61 megapixels takes 1 GB, and 1 GB more for each band at work.", "GB")
+        "or what this process may use if that is less. A tile of 61 megapixels takes 1 GB, and 1 GB more for each band at work. "
+        "A number bounds the processes of the fit too, 0.4 GB each.", "GB")
 
 # %% ../nbs/00a_config.ipynb #c023
 class Epsf(Section):

@@ -29,7 +29,7 @@ from . import __version__, redo
 from .columns import all_columns, as_declared, fitted_bands
 from .damage import damaged, reading
 from .errors import DiskFull, UserError, list_some, one_line
-from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost
+from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost, within_memory
 from .files import Layout, file_fingerprint, write_csv, write_json, write_text
 from .fit.flags import FitStatus
 from .fit.problem import FitResult
@@ -252,7 +252,7 @@ def collect(executor, tags, layout: Layout, cfg, work=None, name: str = "patches
 
 def retry_lost(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
     "Give patches that were lost with a dead worker other tries: together with half the workers, then each alone."
-    done, settings = {}, cfg.patch_run
+    done, settings = {}, within_memory(cfg)
     for workers in (max(1, fit_workers(settings, len(raised)) // 2), 1):
         lost = [tag for tag, failure in raised.items() if was_lost(failure)]
         groups = [lost] if lost and workers > 1 else [[tag] for tag in lost]
@@ -275,7 +275,7 @@ def prepare_cells(tags, layout: Layout, cfg) -> None:
     """
     if cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         firsts = list({tag.rpartition("_pr")[0]: tag for tag in reversed(tags)}.values())
-        collect(make_executor(cfg.patch_run, len(firsts), layout), firsts, layout, cfg, make_psfs, "Gaussian PSFs, one patch of each cell")
+        collect(make_executor(within_memory(cfg), len(firsts), layout), firsts, layout, cfg, make_psfs, "Gaussian PSFs, one patch of each cell")
 
 
 def run_patches(layout: Layout, cfg) -> RunSummary:
@@ -291,7 +291,7 @@ def run_patches(layout: Layout, cfg) -> RunSummary:
     tags = require_payloads(layout, cfg).payloads
     record_fits(layout, cfg, None)
     prepare_cells(tags, layout, cfg)
-    done, raised = collect(make_executor(cfg.patch_run, len(tags), layout), tags, layout, cfg)
+    done, raised = collect(make_executor(within_memory(cfg), len(tags), layout), tags, layout, cfg)
     more, raised = retry_lost(raised, layout, cfg)
     summary = RunSummary(dict(sorted((done | more).items())), {tag: _describe(raised[tag]) for tag in sorted(raised)})
     for tag, failure in raised.items():
