@@ -173,8 +173,20 @@ def patch_catalog(payload: Payload, psfs: dict[str, PatchPSF], kind: np.ndarray,
 class PatchFit:
     """A fitted patch: what went in, what came out, and the catalog made of it.
 
-    `results` holds one result for all bands, or, when they were not fitted `together`, one for each band, in the order
-    of `payload.bands`.
+    Parameters
+    ----------
+    payload : Payload
+    psfs : dict of PatchPSF
+        By band.
+    problem : FitProblem
+        What the engine was given.
+    results : tuple of FitResult
+        One for all bands or, when they were not fitted `together`, one for each, in the order of `payload.bands`.
+    together : bool
+    sources : DataFrame
+        All sources that took part: catalog columns, then fit columns (`measured` has those that the patch reports).
+    seconds : float
+        Duration of the fit.
     """
     payload: Payload
     psfs: dict[str, PatchPSF]
@@ -255,6 +267,11 @@ class PatchFit:
             Its `ID`.
         half : int
             Half side of the window, pixels.
+
+        Raises
+        ------
+        UserError
+            If the source took no part in the fit.
         """
         from tract7dt.display import shown
         from tract7dt.plots.patch import source_montage
@@ -287,7 +304,16 @@ def solve(problem: FitProblem, payload: Payload, settings) -> tuple[FitResult, .
 
 
 def fit_patch(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> PatchFit:
-    "Fit all sources of a payload, in all bands together or in each alone."
+    """Fit all sources of a payload, in all bands together or in each alone.
+
+    Parameters
+    ----------
+    payload : Payload
+    psfs : dict of PatchPSF
+        By band, as from `load_psfs` or `psfs_of`.
+    cfg : Config
+        Uses the section `patch_run`.
+    """
     start, together = time.perf_counter(), cfg.patch_run.enable_multi_band_simultaneous_fitting
     problem = fit_problem(payload, psfs, cfg)
     results = solve(problem, payload, cfg.patch_run)

@@ -17,7 +17,18 @@ from .sky import Box, Cell, active_cells, divide
 # %% ../nbs/30_patches.ipynb #c004
 @dataclass(frozen=True)
 class Patch:
-    "A base box, whose sources are measured, and the region of interest that is fitted for them."
+    """A base box, whose sources are measured, and the region of interest that is fitted for them.
+
+    Parameters
+    ----------
+    cell : Cell
+        The ePSF cell that was divided.
+    row, col : int
+        Place in the cell, from 0.
+    base, roi : Box
+        In pixels of the working frame; `roi` is `base` grown by `halo` and clipped to the frame.
+    halo : int, pixels
+    """
     cell: Cell
     row: int
     col: int
@@ -71,7 +82,24 @@ def divide_cell(cell: Cell, ngrid: int, halo: int, frame: Box) -> list[Patch]:
 
 
 def build_patches(tile, cfg) -> PatchList:
-    "Patches of all cells that hold an active source (of all cells when `epsf.skip_empty_epsf_patches` is off)."
+    """Divide the frame of a tile into patches.
+
+    Parameters
+    ----------
+    tile : Tile
+    cfg : Config
+        Uses the sections `epsf` and `patches`.
+
+    Returns
+    -------
+    PatchList
+        Patches of all cells that hold an active source (of all cells when `epsf.skip_empty_epsf_patches` is off).
+
+    Raises
+    ------
+    UserError
+        If a cell has fewer pixels than patches along a side.
+    """
     positions = tile.catalog.loc[tile.active, ["x_pix_white", "y_pix_white"]].to_numpy().T
     cells = active_cells(tile.shape, cfg.epsf.epsf_ngrid, *positions, skip_empty=cfg.epsf.skip_empty_epsf_patches)
     halo = halo_pixels(cfg.epsf.final_psf_size, cfg.patches.halo_pix_min)

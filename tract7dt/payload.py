@@ -52,7 +52,16 @@ class BandCut:
 
 @dataclass(frozen=True)
 class Payload:
-    "A patch ready to be fitted: its boxes, its pixels in all bands, the sources whose light is in its region of interest."
+    """A patch ready to be fitted.
+
+    Parameters
+    ----------
+    patch : Patch
+    bands : tuple of BandCut
+        Pixels of the region of interest, in the order of the image list.
+    sources : DataFrame
+        Rows of the catalog whose light is in the region of interest; `x_pix_patch`, `y_pix_patch` are pixels in it.
+    """
     patch: Patch
     bands: tuple[BandCut, ...]
     sources: pd.DataFrame
@@ -114,6 +123,18 @@ def build_patch_inputs(tile, patches: list[Patch], cfg):
     """Yield the payloads of `patches`, strip by strip.
 
     Patches whose base box holds no active source are left out when `patch_inputs.skip_empty_patch` is on.
+
+    Parameters
+    ----------
+    tile : Tile
+        With Gaia stars and bright mask, where these are wanted.
+    patches : list of Patch
+        As from `build_patches`.
+    cfg : Config
+
+    Yields
+    ------
+    Payload
     """
     for row in _rows(patches):
         tables = _tables(tile.catalog, row, cfg)

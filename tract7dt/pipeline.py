@@ -41,8 +41,20 @@ log = logging.getLogger(__name__)
 class Result:
     """What a command made; what it did not make is None.
 
-    `problems` lists the bands, cells and patches that failed: the rest of the run stands, and the command line exits
-    with code 1.
+    Parameters
+    ----------
+    command : str
+    layout : Layout
+        Paths of all products.
+    problems : tuple of str
+        Bands, cells and patches that failed. The rest of the run stands, and the command line exits with code 1.
+    tile : Tile
+    epsf : EPSFGrid
+    patches : list of Patch
+    fits : RunSummary
+    catalog : DataFrame
+        The final catalog, one row per source.
+    zero_points : ZeroPoints
     """
     command: str
     layout: Layout

@@ -19,7 +19,10 @@ from .errors import UserError
 # %% ../nbs/04_sky.ipynb #c005
 @dataclass(frozen=True)
 class Box:
-    "A half-open box of pixels: `x0 <= x < x1`, `y0 <= y < y1`."
+    """A half-open box of whole pixels: `x0 <= x < x1`, `y0 <= y < y1`; x along columns, y along rows, from 0.
+
+    `image[box.slices]` is the part of an array that it covers.
+    """
     x0: int
     x1: int
     y0: int

@@ -102,7 +102,14 @@ class Tile:
         return self.bands[self.band_names.index(name)]
 
     def read(self, band: Band | str, box: Box | None = None) -> BandPixels:
-        "A section of a band (all of it without `box`) with the bright mask in its mask."
+        """A section of a band with the bright mask in its mask.
+
+        Parameters
+        ----------
+        band : Band or str
+        box : Box, optional
+            In pixels of the working frame; all of it without. What lies beyond the frame is `MaskBit.OUTSIDE`.
+        """
         band = band if isinstance(band, Band) else self.band(band)
         pixels = band.read(box)
         if self.bright_mask is not None:
@@ -342,6 +349,17 @@ def check_pixels(bands, finite: np.ndarray) -> None:
 # %% ../nbs/12_tile.ipynb #c027
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
+
+    Parameters
+    ----------
+    cfg : Config
+        As from `load_config`.
+
+    Returns
+    -------
+    Tile
+        Bands, white stack and catalog of the working frame; without Gaia stars (`augment_gaia`) and bright mask
+        (`mask_bright_sources`).
 
     Raises
     ------

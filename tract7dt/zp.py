@@ -270,9 +270,18 @@ def _report(solution: BandZeroPoint, stars: pd.DataFrame, colour) -> None:
 
 
 def add_magnitudes(catalog: pd.DataFrame, solution: ZeroPoints, bands, method: str) -> pd.DataFrame:
-    """The catalog with `MAG_<band>_fit` and `MAGERR_<band>_fit` for all `bands`, replacing older ones.
+    """The catalog with `MAG_<band>_fit` and `MAGERR_<band>_fit` (mag AB) for all `bands`, replacing older ones.
 
     Empty where the flux is not positive or the band has no zero point.
+
+    Parameters
+    ----------
+    catalog : DataFrame
+        With `FLUX_<band>_fit` and `FLUXERR_<band>_fit`.
+    solution : ZeroPoints
+    bands : names of bands
+    method : {standard_error, all_mad, bright_std}
+        Which error of the zero point is added to that of the flux, in quadrature.
     """
     columns = {}
     for band in sorted(bands):

@@ -144,8 +144,16 @@ class BandFailure:
 class EPSFGrid:
     """The ePSF of a tile.
 
-    `bands`: the model of each band that has one; `cells`: a stamp and a record for each band and active cell, sorted;
-    `failures`: bands without a model; `sources`: the list that stars and neighbours were chosen from (None with given PSFs).
+    Parameters
+    ----------
+    bands : dict of BandPSF
+        The model of each band that has one; `bands["m650"].stamp(x, y)` is the PSF at a position of the working frame.
+    cells : tuple of CellPSF
+        A stamp and its record for each band and active cell, sorted.
+    failures : tuple of BandFailure
+        Bands without a model.
+    sources : SourceList or None
+        What stars and neighbours were chosen from; None with given PSFs.
     """
     bands: dict[str, BandPSF]
     cells: tuple[CellPSF, ...]
