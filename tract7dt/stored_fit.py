@@ -142,8 +142,11 @@ class StoredFit:
 
     def place(self, band: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         "Fitted positions (x, y) of all sources in the region of interest: in one band, or the median over the bands."
-        names = [[column_for(self.sources, f"{axis}_pix_patch_fit", name) for name in ([band] if band else self.psfs)] for axis in "xy"]
-        return tuple(self.sources[list(dict.fromkeys(columns))].median(axis=1).to_numpy(float) for columns in names)
+        if band or self.together:
+            names = (column_for(self.sources, f"{axis}_pix_patch_fit", band or "") for axis in "xy")
+            return tuple(self.sources[name].to_numpy(float) for name in names)
+        places = np.array([self.place(name) for name in self.psfs])
+        return tuple(pd.DataFrame(places[:, axis]).median().to_numpy() for axis in (0, 1))
 
     def __repr__(self) -> str:
         return f"{self.payload.patch.tag}: {self.payload.is_measured.sum()} sources measured, {len(self.sources)} fitted, {len(self.psfs)} bands"

@@ -158,7 +158,7 @@ def growth_figure(view: BandView, tag: str) -> Figure:
         radius = np.interp(share, light, radii)
         axes.plot([0, radius, radius], [share, share, 0], ":", color=PALETTE.line, lw=0.9)
         axes.text(radius + 0.3, share - 0.01, f"r{100 * share:.0f} = {radius:.2f} px", va="top", fontsize=8)
-    axes.set_title(f"{view.band}: {tag} and the other cells", fontsize=9)
+    axes.set_title(f"{view.band}: {tag} and the other cells", fontsize=9, y=1.0)
     axes.grid(alpha=0.2)
     return figure
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALL', 'SOURCE_HEAD', 'PatchView', 'worst_difference', 'note_of', 'find_fit', 'read_patch', 'painted', 'patch_sheet',
-           'strip_sheet', 'flags_of', 'source_options', 'source_lines', 'PatchInspector', 'mark_tag']
+           'spots_of', 'strip_sheet', 'flags_of', 'source_options', 'source_lines', 'PatchInspector', 'mark_tag']
 
 # %% ../../nbs/84_inspect_patch.ipynb #c003
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from ..damage import read_csv
 from ..errors import UserError
 from ..files import Layout
 from ..fit.flags import describe_flags
-from .base import ClickGrid, FinishedRun, Inspector, Picture, choices, number, png_of, row_of, table_html
+from .base import DPI, ClickGrid, FinishedRun, Inspector, Picture, SpotPicture, choices, number, png_of, row_of, table_html
 from .maps import band_names, base_box, divisions, hull, map_sheet, read_index, read_map, read_patches
 from ..patch_fit import PatchFit, fit_patch, load_psfs
 from ..payload import Payload, read_payload
 from ..plots.base import residual_norm
 from ..plots.patch import PatchPaint, hair_marks, move_marks, paint_patch, signal_text, type_marks
 from ..stored_fit import StoredFit, read_fit
-from ..plots.sheet import Panel, Sheet, bar_of, outline
+from ..plots.sheet import Panel, Sheet, bar_of, on_paper, outline, plan_of
 from ..sky import Box
 
 # %% ../../nbs/84_inspect_patch.ipynb #c008
@@ -120,6 +120,17 @@ def patch_sheet(view: PatchView, band: str = ALL, source: int | None = None) -> 
     return Sheet((panels,), f"{view.tag}, {band}", inches=3.9)
 
 
+def spots_of(view: PatchView, sheet: Sheet, band: str = ALL) -> list[tuple[float, float, int, str]]:
+    "Where the sources are in the three panels of a patch's sheet (pixels from the upper left), their rows, their names."
+    _, marks = painted(view, band)
+    plan, rows = plan_of(sheet, DPI), np.arange(len(view.sources))
+    x, y = (np.where(np.isfinite(end), end, start) for end, start in ((marks.x, marks.x_start), (marks.y, marks.y_start)))
+    (h, w), (left, top) = view.paint.white.data.shape, on_paper(x, y, plan)
+    inside = rows[(x > -0.5) & (y > -0.5) & (x < w - 0.5) & (y < h - 0.5)]
+    names = [f"{name} {kind}" for name, kind in zip(view.sources["ID"], view.sources["stype_fit"])]
+    return [(column + left[row], plan.tops[0] + top[row], int(row), names[row]) for column in plan.lefts for row in inside]
+
+
 def strip_sheet(view: PatchView, source: int | None = None, columns: int = 7) -> Sheet:
     "Residuals of all bands; with a source, its signal-to-noise and chi-square in each."
     def panel(number):
@@ -168,7 +179,7 @@ SOURCE_HEAD = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
 class PatchInspector(Inspector):
     """Look at fitted patches.
 
-    Controls: `cell`, `patch`, `band`, `source`, `find`. Pictures: `frame` and `map` (clickable), `triple`, `strip`. Text: `details`.
+    Controls: `cell`, `patch`, `band`, `source`, `find`. Pictures: `frame`, `map` and `triple` (clickable), `strip`. Text: `details`.
     `source` as for `Inspector`.
     """
 
@@ -178,7 +189,7 @@ class PatchInspector(Inspector):
         self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="360px"))
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.frame, self.map = ClickGrid(self.choose_cell), ClickGrid(self.choose_patch)
-        self.triple, self.strip, self.details = Picture(), Picture(), ipywidgets.HTML()
+        self.triple, self.strip, self.details = SpotPicture(self.choose_source), Picture(), ipywidgets.HTML()
         self.views, self.maps = {}, {}
         self.when({self.cell: self.show_cell, self.patch: self.show_patch, self.band: self.show_pixels, self.source: self.show_pixels,
                    self.find: self.go_to})
@@ -213,6 +224,9 @@ class PatchInspector(Inspector):
 
     def choose_patch(self, place) -> None:
         self.patch.value = self.map.tags[place]
+
+    def choose_source(self, row: int) -> None:
+        self.source.value = row
 
     def go_to(self, _=None) -> None:
         "Show the patch of the source whose ID was asked for."
@@ -261,7 +275,8 @@ class PatchInspector(Inspector):
     def show_pixels(self, _=None) -> None:
         "Paint the chosen band and source."
         view, source = self.views.get(self.patch.value), self.source.value
-        self.triple.show(patch_sheet(view, self.band.value, source) if view else None)
+        sheet = patch_sheet(view, self.band.value, source) if view else None
+        self.triple.show(sheet, spots_of(view, sheet, self.band.value) if view else ())
         self.strip.show(strip_sheet(view, source) if view else None)
         self.details.value = table_html(source_lines(view, source), SOURCE_HEAD) if view and source is not None else ""
 

@@ -162,7 +162,7 @@ def sed_figure(view: SourceView) -> Figure:
     if not known:
         axes.set_xticks(x, bands, rotation=90 if len(bands) > 12 else 0)
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.01, 0.99))
-    axes.set_title(f"{view.values['ID']}: {view.values['stype_fit']}", fontsize=9, loc="left")
+    axes.set_title(f"{view.values['ID']}: {view.values['stype_fit']}", fontsize=9, loc="left", y=1.0)
     return figure
 
 # %% ../../nbs/85_inspect_source.ipynb #c023
