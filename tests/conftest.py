@@ -139,3 +139,12 @@ def alone_run(middle_config):
 
     cfg = middle_config(**{"patch_run.enable_multi_band_simultaneous_fitting": False})
     return cfg, run(cfg)
+
+
+@pytest.fixture(scope="session")
+def cells_run(middle_config):
+    """The middle of the sample tile in four cells of four patches each, run: configuration and result."""
+    from tract7dt.pipeline import run
+
+    cfg = middle_config(**{"epsf.epsf_ngrid": 2, "plotting.dpi": 40, "crop.plot_pre_crop": False, "crop.plot_post_crop": False})
+    return cfg, run(cfg)

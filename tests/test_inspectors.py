@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tract7dt import zp
+from tract7dt.batch import TileRow
 from tract7dt.configfile import load_config
 from tract7dt.epsf.model import BandPSF
 from tract7dt.errors import UserError
@@ -19,14 +21,16 @@ from tract7dt.gaia_table import load_gaia
 from tract7dt.inspect.base import open_band, open_run, table_html
 from tract7dt.inspect.epsf import EPSFInspector, fits_sheet, listed
 from tract7dt.inspect.maps import read_index
-from tract7dt.inspect.patch import PatchInspector, read_patch
-from tract7dt.inspect.source import SourceInspector, wavelengths
+from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, patch_sheet, read_patch, source_lines, spots_of
+from tract7dt.inspect.source import MOST_LISTED, SourceInspector, wavelengths
 from tract7dt.inspect.zp import ZeroPointInspector
 from tract7dt.merge import read_catalog
+from tract7dt.plots.sheet import plan_of
 from tract7dt.widgets import RunInspector
 
-pytestmark = pytest.mark.xdist_group("sample_run")
-BANDS = ["m400", "m500", "m575", "m650", "m750", "m850"]
+pytestmark = pytest.mark.xdist_group("inspectors")
+BANDS = ["m500", "m650", "m750"]
+SAMPLE = Path(__file__).resolve().parents[1] / "sample_data"
 INSPECTORS = (EPSFInspector, PatchInspector, SourceInspector, ZeroPointInspector)
 TROUBLE = "color:#b3202c"
 PICTURES = {EPSFInspector: ("stamp", "growth", "map", "fits"), PatchInspector: ("triple", "strip"), SourceInspector: ("images", "sed"),
@@ -34,9 +38,9 @@ PICTURES = {EPSFInspector: ("stamp", "growth", "map", "fits"), PatchInspector: (
 
 
 @pytest.fixture(scope="module")
-def work(sample_run):
-    """The work directory of a finished batch run; not to be changed."""
-    return sample_run / "work"
+def work(cells_run):
+    """The work directory of a finished batch run: four cells of four patches, three bands; not to be changed."""
+    return Path(cells_run[0].outputs.work_dir)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +66,11 @@ def shown(inspector) -> list[bytes]:
 
 
 @pytest.mark.parametrize("inspector", INSPECTORS)
-def test_a_work_directory_a_file_and_a_result_open_the_same(inspector, work, sample_run):
+def test_a_work_directory_a_file_and_a_result_open_the_same(inspector, work):
     """The configuration of a work directory comes from its manifest, and leads to the same pictures."""
     pictures = shown(inspector(work))
     assert all(pictures)
-    assert shown(inspector(sample_run / "config.yaml")) == pictures
+    assert shown(inspector(next(work.glob("config_used_*.yaml")))) == pictures
     assert shown(inspector(SimpleNamespace(layout=SimpleNamespace(work_dir=work)))) == pictures
 
 
@@ -84,7 +88,7 @@ def test_a_band_of_the_epsf_inspector_changes_everything(work):
     inspector.band.value = "m750"
     assert all(a != b for a, b in zip(pictures, shown(inspector)))
     assert inspector.numbers.value != numbers
-    inspector.band.value = "m400"
+    inspector.band.value = "m500"
     assert shown(inspector) == pictures and inspector.numbers.value == numbers
 
 
@@ -109,11 +113,11 @@ def test_every_rejected_star_has_its_reason(work):
     inspector = EPSFInspector(work)
     for tag in ("r00_c00", "r01_c01"):
         inspector.cell.value = tag
-        stars = BandPSF.load(inspector.run.layout.psf_model("m400")).stars
+        stars = BandPSF.load(inspector.run.layout.psf_model("m500")).stars
         rejected = stars[(stars.cell == tag) & ~stars.accepted]
         told = Counter(row[3].replace(" ", "_") for row in rows_of(inspector.reasons.value))
         assert told == rejected.reason.value_counts().to_dict()
-        assert inspector.stars["m400", tag].table["accepted"].sum() == ((stars.cell == tag) & stars.accepted).sum()
+        assert inspector.stars["m500", tag].table["accepted"].sum() == ((stars.cell == tag) & stars.accepted).sum()
 
 
 def test_a_fitted_star_leaves_noise(work):
@@ -130,22 +134,22 @@ def test_a_fitted_star_leaves_noise(work):
 
 def test_the_refit_of_a_patch_is_the_catalog(work):
     run = open_run(work)
-    assert read_patch(run, "r00_c01_pr01_pc01").note == ""
+    assert read_patch(run, "r00_c01_pr01_pc00").note == ""
 
 
 def test_a_fit_with_other_settings_is_told(copy):
     path = copy / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["config"]["patch_run"]["profiles"] = "mixture"
+    manifest["config"]["patch_run"]["weak_priors"] = False
     path.write_text(json.dumps(manifest))
-    notes = {tag: read_patch(open_run(copy), tag).note for tag in ("r00_c00_pr00_pc00", "r00_c01_pr01_pc01")}
+    notes = {tag: read_patch(open_run(copy), tag).note for tag in ("r00_c00_pr00_pc00", "r00_c01_pr01_pc00")}
     assert any("differs from this fit by up to" in note for note in notes.values()), notes
 
 
 def test_patch_band_and_source_change_the_pictures(work):
     inspector = PatchInspector(work)
     states = [shown(inspector) + [inspector.details.value]]
-    for control, value in ((inspector.band, "m850"), (inspector.source, inspector.source.options[3][1])):
+    for control, value in ((inspector.band, "m750"), (inspector.source, inspector.source.options[3][1])):
         control.value = value
         states.append(shown(inspector) + [inspector.details.value])
     assert states[0][0] != states[1][0] and states[0][1:] == states[1][1:]
@@ -156,9 +160,38 @@ def test_clicking_maps_walks_through_cells_and_patches(work):
     inspector = PatchInspector(work)
     inspector.frame.buttons[1, 1].click()
     assert inspector.patch.value == "r01_c01_pr00_pc00"
-    inspector.map.buttons[2, 0].click()
-    assert inspector.patch.value == "r01_c01_pr02_pc00"
-    assert inspector.view().paint.patch.tag == "r01_c01_pr02_pc00"
+    inspector.map.buttons[1, 0].click()
+    assert inspector.patch.value == "r01_c01_pr01_pc00"
+    assert inspector.view().paint.patch.tag == "r01_c01_pr01_pc00"
+
+
+def test_clicking_a_source_chooses_it(work):
+    """In each of the three panels, wherever the source is; those of the panels' edges included."""
+    inspector = PatchInspector(work)
+    view, rows = inspector.view(), set(inspector.triple.keys)
+    for number in (0, len(rows) // 2, 2 * len(rows) - 1, 3 * len(rows) - 1):
+        before, chosen, row = shown(inspector), inspector.source.value, inspector.triple.keys[number]
+        inspector.triple.buttons[number].click()
+        assert inspector.source.value == row
+        assert inspector.triple.buttons[number].tooltip.split()[0] == view.sources.ID[row]
+        assert inspector.details.value == table_html(source_lines(view, row), SOURCE_HEAD)
+        assert all((a != b) == (row != chosen) for a, b in zip(shown(inspector), before))
+    inside = [row for row in range(len(view.sources)) if np.all(np.abs(np.array([view.paint.white_marks.x[row], view.paint.white_marks.y[row]])
+              - (np.array(view.paint.white.data.shape[::-1]) - 1) / 2) < np.array(view.paint.white.data.shape[::-1]) / 2)]
+    assert rows == set(inside), "sources outside of the picture cannot be clicked"
+
+
+def test_spots_lie_on_their_sources(work):
+    """The pixel in the middle of a button, counted back through the picture's layout, is where the fit put the source."""
+    inspector = PatchInspector(work)
+    view = inspector.view()
+    sheet = patch_sheet(view)
+    plan, marks = plan_of(sheet, 80), view.paint.white_marks
+    for x, y, row, _ in spots_of(view, sheet):
+        panel = max(k for k, left in enumerate(plan.lefts) if left <= x)
+        unit = plan.magnify / plan.thin
+        assert (x - plan.lefts[panel]) / unit - 0.5 == pytest.approx(marks.x[row])
+        assert (plan.tops[0] + plan.panel[0] - y) / unit - 0.5 == pytest.approx(marks.y[row])
 
 
 def test_the_list_holds_what_the_patch_measures(work, catalog):
@@ -191,7 +224,7 @@ def test_catalogs_of_other_formats_are_read(copy, catalog, suffix):
 
 def test_a_source_shows_the_fluxes_of_the_catalog(work, catalog):
     inspector = SourceInspector(work)
-    for name in ("00025", "00100", "00200"):
+    for name in ("00004", "00102", "00204"):
         inspector.find.value = name
         row = catalog[catalog.ID == name].iloc[0]
         if not row.stype_fit:
@@ -214,11 +247,11 @@ def test_every_source_of_the_sample_can_be_chosen(work, catalog):
 
 def test_neighbours_lie_where_the_catalog_says(work, catalog):
     inspector = SourceInspector(work)
-    inspector.find.value = "00025"
+    inspector.find.value = "00028"
     places = catalog.set_index("ID")[["x_pix_white_fit", "y_pix_white_fit"]].astype(float).dropna()
     near = {row[0]: float(row[1]) for row in rows_of(inspector.neighbours.value) if row[0] in places.index}
     assert near
-    distance = np.hypot(*(places.loc[list(near)] - places.loc["00025"]).T.to_numpy())
+    distance = np.hypot(*(places.loc[list(near)] - places.loc["00028"]).T.to_numpy())
     np.testing.assert_allclose(list(near.values()), distance, atol=0.3, err_msg="a halo source is measured by its own patch, a little differently")
 
 
@@ -228,7 +261,8 @@ def test_the_list_of_sources_follows_its_filter(work, catalog):
     kind = catalog.set_index("ID").stype_fit
     assert set(kind[list(inspector.source.options)]) <= {"exp", "dev", "sersic"}
     inspector.show.value = "excluded"
-    assert len(inspector.source.options) == (catalog.excluded_reason != "").sum()
+    excluded = catalog.ID[catalog.excluded_reason != ""].tolist()
+    assert list(inspector.source.options) == excluded[:MOST_LISTED]
 
 
 @pytest.mark.parametrize("sigma, rounds", [(1.5, 10), (2.0, 1), (5.0, 10)])
@@ -272,7 +306,7 @@ def spoil(path):
 
 BROKEN = [
     (EPSFInspector, "EPSFs/epsf_summary.json", "epsf_summary.json is not there", "damaged"),
-    (EPSFInspector, "EPSFs/m400/psf_model.fits", "psf_model.fits is not there", ""),
+    (EPSFInspector, "EPSFs/m500/psf_model.fits", "psf_model.fits: there is no such file", "damaged"),
     (PatchInspector, "patches/patches.csv", "patches.csv: there is no such file", ""),
     (PatchInspector, "patch_payloads/r00_c00_pr00_pc00.fits.gz", "run build-patch-inputs", "damaged"),
     (SourceInspector, "patches/patches.csv", "patches.csv: there is no such file", ""),
@@ -291,22 +325,48 @@ def test_missing_and_damaged_products_are_told(inspector, name, missing, damaged
     assert missing in broken.message.value and not any(shown(broken))
 
 
+GONE = ["EPSFs", "EPSFs/m500", "EPSFs/epsf_summary.json EPSFs/m650/r00_c00", "patches", "patch_payloads", "outputs",
+        "outputs/run_summary.csv outputs/r00_c00_pr00_pc00", "output_catalog.csv", "ZP tile bright_mask wcs.fits"]
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_whatever_is_gone_every_control_still_works(gone, copy):
+    """Each inspector, each of its selectors at its last choice: pictures or a sentence, never a traceback."""
+    for path in (copy / name for name in gone.split()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for kind in INSPECTORS:
+        opened = kind(copy)
+        for name in ("band", "cell", "patch", "show", "source"):
+            control = getattr(opened, name, None)
+            if control is not None and len(control.options) > 1:
+                control.value = control._options_full[-1][1]
+        assert any(shown(opened)) or TROUBLE in opened.message.value, (gone, kind)
+        assert len(opened.message.value) < 500
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_a_row_of_a_batch_is_a_run(inspector, work):
+    """What `run-many` says of a tile leads to the tile's run."""
+    row = TileRow(str(next(work.glob("config_used_*.yaml"))), status="done")
+    assert any(shown(inspector(row))) and shown(inspector(row)) == shown(inspector(work))
+
+
 def test_a_broken_band_leaves_the_others_alone(copy):
-    (copy / "EPSFs/m400/psf_model.fits").unlink()
+    (copy / "EPSFs/m500/psf_model.fits").unlink()
     inspector = EPSFInspector(copy)
-    inspector.band.value = "m500"
+    inspector.band.value = "m650"
     assert inspector.message.value == "" and all(shown(inspector))
-    inspector.band.value = "m400"
-    assert "psf_model.fits is not there" in inspector.message.value and not any(shown(inspector))
+    inspector.band.value = "m500"
+    assert "psf_model.fits: there is no such file" in inspector.message.value and not any(shown(inspector))
 
 
 def test_a_band_that_failed_says_why(copy):
     path = copy / "EPSFs/epsf_summary.json"
-    rows = [row for row in json.loads(path.read_text()) if row["band"] != "m575"]
-    path.write_text(json.dumps(rows + [{"band": "m575", "status": "band_fail", "error": "OSError: truncated"}]))
+    rows = [row for row in json.loads(path.read_text()) if row["band"] != "m650"]
+    path.write_text(json.dumps(rows + [{"band": "m650", "status": "band_fail", "error": "OSError: truncated"}]))
     inspector = EPSFInspector(copy)
-    inspector.band.value = "m575"
-    assert "band m575 has no ePSF: OSError: truncated" in inspector.message.value
+    inspector.band.value = "m650"
+    assert "band m650 has no ePSF: OSError: truncated" in inspector.message.value
 
 
 def test_without_the_images_the_stamps_are_shown(copy):
@@ -316,12 +376,12 @@ def test_without_the_images_the_stamps_are_shown(copy):
         entry["path"] = entry["path"].replace("/images/", "/gone/")
     path.write_text(json.dumps(manifest))
     inspector = EPSFInspector(copy)
-    assert "image of band m400 is not where it was" in inspector.message.value
+    assert "image of band m500 is not where it was" in inspector.message.value
     assert inspector.stamp.value and inspector.growth.value and not inspector.map.value
     patches = PatchInspector(copy)
     assert all(shown(patches)), "payloads hold all that patches need"
     with pytest.raises(UserError, match="not where it was"):
-        open_band(open_run(copy), "m400")
+        open_band(open_run(copy), "m500")
 
 
 def test_before_the_merge_the_patch_catalogs_serve(copy):
@@ -329,10 +389,10 @@ def test_before_the_merge_the_patch_catalogs_serve(copy):
     assert all(shown(SourceInspector(copy))) and all(shown(PatchInspector(copy)))
 
 
-def test_an_empty_run_is_no_traceback(tmp_path, sample_run):
-    cfg = load_config(sample_run / "config.yaml", {"outputs.work_dir": tmp_path})
+def test_an_empty_run_is_no_traceback(tmp_path):
+    cfg = load_config(SAMPLE / "config.yaml", {"outputs.work_dir": tmp_path})
     for inspector in INSPECTORS:
-        assert "is not there" in inspector(cfg).message.value
+        assert re.search("is not there|there is no such file", inspector(cfg).message.value)
     assert Layout.of(cfg.outputs).work_dir == tmp_path
     assert list(tmp_path.iterdir()) == [], "looking writes nothing"
 

@@ -77,8 +77,8 @@ def open_run(source) -> FinishedRun:
 
     Parameters
     ----------
-    source : path, Config, FinishedRun or pipeline.Result
-        A configuration, its file, a work directory, or what a command returned.
+    source : path, Config, FinishedRun, pipeline.Result or batch.TileRow
+        A configuration, its file, a work directory, what a command returned, or a row of what `run-many` did.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def open_run(source) -> FinishedRun:
         return source
     if isinstance(source, Config):
         return FinishedRun.of(source)
-    path = Path(source.layout.work_dir if hasattr(source, "layout") else source).expanduser().resolve()
+    source = source.layout.work_dir if hasattr(source, "layout") else getattr(source, "config", source)
+    path = Path(source).expanduser().resolve()
     return open_work_dir(path) if path.is_dir() else FinishedRun.of(load_config(path))
 
 # %% ../../nbs/82_inspect_base.ipynb #c011
