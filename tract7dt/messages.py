@@ -171,8 +171,7 @@ def messages_of(source: str, module: str) -> Iterator[Message]:
 # %% ../nbs/01b_messages.ipynb #c014
 MOMENTS = {
     "Reading the configuration": ("every command", ("yamlfile", "configfile")),
-    "At any time": ("every command", ("errors", "files")),
-    "Opening the work directory": ("every command that writes products", ("logs", "lock")),
+    "Opening the work directory": ("every command that writes products", ("logs", "files", "lock")),
     "Reading images, catalog and Gaia table": (
         "check, run-epsf, build-patches, build-patch-inputs, run", ("sky", "frames", "headers", "text_tables", "catalog", "gaia_table", "tile", "gaia", "bright_mask")),
     "Building ePSFs": ("run-epsf, run", ("epsf",)),
@@ -182,7 +181,7 @@ MOMENTS = {
     "Merging": ("merge, run", ("merge",)),
     "Zero points": ("compute-zp, run", ("zp", "stages")),
     "Model images and the report": ("model, report", ("model_images", "report", "pictures", "plots")),
-    "Many tiles": ("run-many", ("batch",)),
+    "Many tiles": ("run-many", ("batch", "tile_list")),
     "Inspectors": ("the inspectors in a notebook", ("inspect",)),
     "Sample data": ("make-sample, download-sample", ("sample",)),
     "The command line": ("every command", ("cli", "commands", "pipeline", "errors")),
