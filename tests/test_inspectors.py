@@ -168,9 +168,9 @@ def test_clicking_maps_walks_through_cells_and_patches(work):
 def test_clicking_a_source_chooses_it(work):
     """In each of the three panels, wherever the source is; those of the panels' edges included."""
     inspector = PatchInspector(work)
-    view, rows = inspector.view(), set(inspector.triple.keys)
+    view, rows = inspector.view(), set(inspector.triple.targets)
     for number in (0, len(rows) // 2, 2 * len(rows) - 1, 3 * len(rows) - 1):
-        before, chosen, row = shown(inspector), inspector.source.value, inspector.triple.keys[number]
+        before, chosen, row = shown(inspector), inspector.source.value, inspector.triple.targets[number]
         inspector.triple.buttons[number].click()
         assert inspector.source.value == row
         assert inspector.triple.buttons[number].tooltip.split()[0] == view.sources.ID[row]

@@ -201,11 +201,11 @@ SPOT = 18
 
 
 class SpotPicture(ipywidgets.GridBox):
-    "A picture with spots one can click; `keys` says what each of its `buttons` stands for."
+    "A picture with spots one can click; `targets` says what each of its `buttons` stands for."
 
     def __init__(self, on_click):
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(grid_area="1 / 1", width="100%", margin="0px"))
-        self.on_click, self.buttons, self.keys = on_click, [], []
+        self.on_click, self.buttons, self.targets = on_click, [], []
         super().__init__(children=(self.picture,), layout=ipywidgets.Layout(
             grid_template_columns="100%", justify_items="flex-start", align_items="flex-start", max_width="100%", overflow="visible", display="none"))
 
@@ -220,7 +220,7 @@ class SpotPicture(ipywidgets.GridBox):
         """
         self.layout.display = "none" if picture is None else None
         self.picture.value, spots = b"" if picture is None else png_of(picture), list(spots)
-        self.keys = [key for _, _, key, _ in spots]
+        self.targets = [key for _, _, key, _ in spots]
         self.buttons += [self._button(number) for number in range(len(self.buttons), len(spots))]
         if picture is not None:
             width, _ = plan_of(picture, DPI).size
@@ -232,7 +232,7 @@ class SpotPicture(ipywidgets.GridBox):
     def _button(self, number: int) -> ipywidgets.Button:
         button = ipywidgets.Button(style={"button_color": "transparent"}, layout=ipywidgets.Layout(
             grid_area="1 / 1", width=f"{SPOT}px", height=f"{SPOT}px", padding="0px", border="none"))
-        button.on_click(lambda _: self.on_click(self.keys[number]))
+        button.on_click(lambda _: self.on_click(self.targets[number]))
         return button
 
     @property
