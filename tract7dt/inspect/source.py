@@ -135,7 +135,7 @@ def start_lines(view: SourceView, band: str | None = None) -> list[tuple[str, ..
         if end is not None and np.isfinite(end):
             change = end - view.start[name]
             change = (change + 90) % 180 - 90 if name == "THETA" else change
-            lines.append((name, number(view.start[name], "{:.2f}"), number(end, "{:.3f}"), number(error, "{:.3f}"), number(change / error, "{:+.1f}")))
+            lines.append((name, number(view.start[name], "{:.2f}"), number(end, "{:.3f}"), number(error, "{:.3f}"), number(change / error if error else np.nan, "{:+.1f}")))
     return lines
 
 
