@@ -5,6 +5,7 @@ Skipped where Chromium, playwright or JupyterLab are missing. With TRACT7DT_SCRE
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,20 +14,28 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tract7dt.inspect.base import open_run
+from tract7dt.inspect.epsf import cell_lines, read_band_view, read_summary
+from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, source_lines
+from tract7dt.inspect.source import SourceInspector
+from tract7dt.inspect.zp import Knobs, read_stars, zero_point_view, zp_lines
+from tract7dt.merge import read_catalog
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAB = Path(sys.executable).with_name("jupyter-lab")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (it is in the dev requirements)")
 pytestmark = [
-    pytest.mark.xdist_group("sample_run"),
+    pytest.mark.xdist_group("inspectors"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)"),
     pytest.mark.skipif(not LAB.exists(), reason="JupyterLab is not installed (it is in the dev requirements)"),
 ]
 NAMES = {"epsf": "EPSFInspector", "patch": "PatchInspector", "source": "SourceInspector", "zp": "ZeroPointInspector"}
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync"]
-PATIENCE = 180_000
+PATIENCE = 60_000
 
 
 def notebook(work: Path) -> dict:
@@ -53,13 +62,24 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def lab(sample_run, tmp_path_factory):
+def work(cells_run):
+    """The work directory of a finished run: four cells of four patches, three bands."""
+    return Path(cells_run[0].outputs.work_dir)
+
+
+@pytest.fixture(scope="module")
+def catalog(work):
+    return read_catalog(work / "output_catalog.csv")
+
+
+@pytest.fixture(scope="module")
+def lab(work, tmp_path_factory):
     """JupyterLab with the notebook, in folders of its own; yields its address."""
     folder = tmp_path_factory.mktemp("lab")
     settings = folder / "JUPYTER_CONFIG_DIR" / "labconfig" / "page_config.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
-    (folder / "view.ipynb").write_text(json.dumps(notebook(sample_run / "work")))
+    (folder / "view.ipynb").write_text(json.dumps(notebook(work)))
     homes = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     port = free_port()
     command = [LAB, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
@@ -97,6 +117,7 @@ PIXELS = """name => [...document.querySelectorAll(`.${name} img`)].filter(i => i
     const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
     c.getContext('2d').drawImage(i, 0, 0); return c.toDataURL(); })"""
 TEXT = "name => [...document.querySelectorAll(`.${name} .widget-html-content`)].map(e => e.innerText).join('\\n')"
+CELLS = "name => [...document.querySelectorAll(`.${name} td`)].map(e => e.innerText)"
 
 
 def state(page, name: str) -> tuple[tuple[str, ...], str]:
@@ -115,6 +136,12 @@ def changed(page, name: str, before, pictures: int) -> tuple:
     raise AssertionError(f"{name}: {len(set(now[0]) - set(before[0]))} of {pictures} pictures changed, texts changed: {now[1] != before[1]}")
 
 
+def numbers(page, name: str, rows) -> bool:
+    """Whether all cells of the rows are in the tables of an inspector, each row's one after the other."""
+    told = "\n".join(page.evaluate(CELLS, name))
+    return all("\n".join(str(cell) for cell in row) in told for row in rows)
+
+
 def screenshot(page, name: str, what: str) -> None:
     folder = os.environ.get("TRACT7DT_SCREENSHOTS")
     if folder:
@@ -126,61 +153,129 @@ def selector(page, name: str, label: str):
     return page.locator(f'.{name} .widget-dropdown:has(label:text-is("{label}")) select')
 
 
-def test_another_band_shows_another_epsf(page):
-    name = "EPSFInspector"
+def click(page, name: str, picture: int, across: float, down: float) -> None:
+    """Click into a picture of an inspector, at shares of its width and height."""
+    image = page.locator(f".{name} img").nth(picture)
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+
+
+def test_another_band_shows_another_epsf(page, work):
+    """Grid, stamp, growth curve and map are others; the numbers are those of the new band's record."""
+    name, run = "EPSFInspector", open_run(work)
     before = state(page, name)
     selector(page, name, "band").select_option(label="m750")
     changed(page, name, before, 4)
+    view = read_band_view(run.layout, "m750", read_summary(run.layout)["m750"])
+    assert numbers(page, name, cell_lines(view.cells["r00_c00"]))
     screenshot(page, name, "band")
 
 
-def test_a_click_on_a_stamp_chooses_its_cell(page):
-    name = "EPSFInspector"
-    before, cell = state(page, name), selector(page, name, "cell")
+def test_a_click_on_a_stamp_chooses_its_cell(page, work):
+    name, run, cell = "EPSFInspector", open_run(work), selector(page, "EPSFInspector", "cell")
+    before = state(page, name)
     assert cell.input_value().startswith("r00_c00")
-    page.locator(f".{name} img").first.scroll_into_view_if_needed()
-    picture = page.locator(f".{name} img").first.bounding_box()
-    page.mouse.click(picture["x"] + 0.75 * picture["width"], picture["y"] + 0.25 * picture["height"])
+    click(page, name, 0, 0.75, 0.75)
     changed(page, name, before, 3)
-    assert cell.input_value().startswith("r01_c01"), "the upper right cell of four"
+    assert cell.input_value().startswith("r00_c01"), "the lower right cell of four"
+    view = read_band_view(run.layout, "m750", read_summary(run.layout)["m750"])
+    assert numbers(page, name, cell_lines(view.cells["r00_c01"]))
     screenshot(page, name, "cell")
 
 
-def test_a_click_on_the_map_fits_that_patch_and_a_source_can_be_picked(page):
+def test_a_click_on_the_map_shows_that_patch(page, work, catalog):
     name = "PatchInspector"
     before = state(page, name)
-    chart = page.locator(f".{name} img").nth(1)
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-    fitted = changed(page, name, before, 2)
-    assert selector(page, name, "patch").input_value() == "r00_c00_pr01_pc01"
-    page.locator(f".{name} select[size], .{name} .widget-select select").last.select_option(index=3)
-    changed(page, name, fitted, 2)
+    click(page, name, 1, 0.75, 0.25)
+    changed(page, name, before, 2)
+    tag = "r00_c00_pr01_pc01"
+    assert selector(page, name, "patch").input_value() == tag
+    listed = page.locator(f".{name} .widget-select select").inner_text().split()
+    assert set(catalog.ID[catalog.patch_tag == tag]) <= set(listed)
+    screenshot(page, name, "patch")
+
+
+def test_a_click_on_a_source_in_the_picture_chooses_it(page, work):
+    """The third panel, where a source's residual is; the list, the cross-hair and the numbers follow."""
+    name, twin = "PatchInspector", PatchInspector(work)
+    twin.patch.value = selector(page, name, "patch").input_value()
+    view, marks = twin.view(), twin.view().paint.white_marks
+    height, width = view.paint.white.data.shape
+    inside = [row for row in set(twin.triple.targets) if row != twin.source.value]
+    row = min(inside, key=lambda row: np.hypot(marks.x[row] - width / 2, marks.y[row] - height / 2))
+    before, spot = state(page, name), page.locator(f'.{name} button[title^="{view.sources.ID[row]} "]').nth(2)
+    spot.scroll_into_view_if_needed()
+    box, image = spot.bounding_box(), page.locator(f".{name} img").nth(2).bounding_box()
+    assert image["x"] + 0.67 * image["width"] < box["x"] + box["width"] / 2 < image["x"] + image["width"]
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    changed(page, name, before, 2)
+    assert page.locator(f".{name} .widget-select select option:checked").inner_text().split()[0] == view.sources.ID[row]
+    assert numbers(page, name, [SOURCE_HEAD[:0], *source_lines(view, row)])
+    screenshot(page, name, "clicked")
+
+
+def test_a_source_of_the_list_can_be_picked(page, work):
+    name, twin = "PatchInspector", PatchInspector(work)
+    twin.patch.value = selector(page, name, "patch").input_value()
+    before = state(page, name)
+    page.locator(f".{name} .widget-select select").select_option(index=3)
+    changed(page, name, before, 2)
+    assert numbers(page, name, source_lines(twin.view(), twin.source.options[3][1]))
+    before = state(page, name)[0]
+    selector(page, name, "band").select_option(label="m650")
+    page.wait_for_function(f"old => ({PIXELS})('{name}').some(each => !old.includes(each))", arg=list(before))
     screenshot(page, name, "source")
 
 
-def test_a_source_is_found_by_its_id(page):
-    name = "SourceInspector"
+def test_a_source_is_found_by_its_id(page, work, catalog):
+    """Its images and its spectral energy distribution are drawn, its neighbours told."""
+    name, twin, wanted = "SourceInspector", SourceInspector(work), "00204"
     before = state(page, name)
     field = page.locator(f".{name} .widget-text input")
-    field.fill("00200")
+    field.fill(wanted)
     field.press("Enter")
     now = changed(page, name, before, 2)
-    assert "neighbour" in now[1]
+    twin.find.value = wanted
+    moves = [cell for cell in re.findall("<td[^>]*>(.*?)</td>", twin.moves.value)]
+    assert "neighbour" in now[1] and moves and numbers(page, name, [moves])
+    assert f"{catalog.set_index('ID').x_pix_white_fit[wanted]:.3f}" in moves
     screenshot(page, name, "found")
 
 
-def test_moving_the_clipping_knob_moves_the_zero_point(page):
-    name = "ZeroPointInspector"
+def test_moving_the_clipping_knob_moves_the_zero_point(page, work):
+    """The zero point is the one that the same clipping gives outside of the browser."""
+    name, run = "ZeroPointInspector", open_run(work)
     before = state(page, name)
     assert "+0.00 mmag" in before[1]
     knob = page.locator(f'.{name} .widget-slider:has(label:text-is("clip sigma")) .noUi-handle')
     knob.focus()
     for _ in range(15):
         knob.press("ArrowLeft")
+    page.wait_for_function(f"text => ({TEXT})('{name}').includes(text)", arg="\t" + zero_point(run, 1.5))
     now = changed(page, name, before, 1)
     screenshot(page, name, "knob")
     page.click(f'.{name} button:text-is("as configured")')
     page.wait_for_function(f"text => ({TEXT})('{name}') === text", arg=before[1])
-    assert state(page, name)[1] != now[1]
+    again = changed(page, name, now, 1)
+    assert set(again[0]) == set(before[0]) and zero_point(run, 1.5) not in again[1]
+
+
+def zero_point(run, sigma: float) -> str:
+    """Zero point and error of the first band with another clipping."""
+    band, stars = next(iter(read_stars(run).items()))
+    return dict(zp_lines(zero_point_view(band, stars, Knobs(sigma, run.cfg.zp.clip_max_iters), run.cfg.zp)))["zero point"]
+
+
+@pytest.mark.parametrize("width", [760, 1000])
+def test_nothing_is_cut_off_on_a_narrow_page(page, width):
+    """Pictures stay within the notebook, of which JupyterLab leaves 390 and 630 pixels at these widths."""
+    page.set_viewport_size({"width": width, "height": 1400})
+    page.wait_for_timeout(500)
+    for name in NAMES.values():
+        outer, inner = page.evaluate("""name => { const root = document.querySelector(`.${name}`);
+            const right = Math.max(...[...root.querySelectorAll('img')].filter(i => i.naturalWidth && i.offsetParent).map(i => i.getBoundingClientRect().right));
+            return [root.getBoundingClientRect().right, right]; }""", name)
+        screenshot(page, name, f"{width}")
+        assert inner <= outer + 2, (name, outer, inner)
+    page.set_viewport_size({"width": 1500, "height": 1400})

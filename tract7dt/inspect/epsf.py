@@ -303,7 +303,7 @@ class EPSFInspector(Inspector):
         self.views, self.stars = {}, {}
         self.when({self.band: self.show_band, self.cell: self.show_cell, self.stretch: self.show_stamps})
         self.children = (row_of(self.band, self.cell, self.stretch), self.message, row_of(self.grid, ipywidgets.VBox([self.stamp, self.numbers]), self.growth),
-                         row_of(self.map, ipywidgets.VBox([self.fits, self.reasons], layout=ipywidgets.Layout(max_width="590px"))))
+                         row_of(self.map, ipywidgets.VBox([self.fits, self.reasons], layout=ipywidgets.Layout(max_width="min(590px, 100%)"))))
 
     def begin(self) -> bool:
         "Show the first band; False without any."

@@ -186,7 +186,7 @@ class PatchInspector(Inspector):
     def build(self) -> None:
         "Make the controls."
         self.cell, self.patch, self.band = (ipywidgets.Dropdown(description=name) for name in ("cell", "patch", "band"))
-        self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="360px"))
+        self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="480px", max_width="100%"))
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.frame, self.map = ClickGrid(self.choose_cell), ClickGrid(self.choose_patch)
         self.triple, self.strip, self.details = SpotPicture(self.choose_source), Picture(), ipywidgets.HTML()
