@@ -11,7 +11,7 @@ import pytest
 import yaml
 from small_inputs import Field, rows_at
 
-from tract7dt import batch, cli
+from tract7dt import batch, cli, tile_list
 from tract7dt.errors import UserError
 
 CRASHES = {"killed": "import os; os.kill(os.getpid(), 9)",
@@ -25,9 +25,9 @@ def field(tmp_path_factory):
     field.catalog(rows_at([(40, 50), (90, 60)]).assign(TYPE="STAR"))
     quick = dict(epsf=dict(epsf_ngrid=1, ngrid=1, parallel_bands=False), bright_mask=dict(enabled=False), overlay=dict(enabled=False),
                  patch_run=dict(max_workers=1, no_cutouts=True, no_patch_overview=True), inputs=dict(tile_name="noise"))
-    (field.folder / "good.yaml").write_text(yaml.safe_dump(field.cfg(**quick).model_dump(mode="json")))
-    for name in CRASHES:
-        (field.folder / f"{name}.yaml").write_text("{}")
+    for name, work in {"good": "work", "killed": "killed", "broken": "broken"}.items():
+        cfg = field.cfg(**quick, outputs=dict(work_dir=str(field.folder / work)))
+        (field.folder / f"{name}.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
     (field.folder / "refused.yaml").write_text("inputs: {input_catalog: nowhere.csv, image_list_file: none.txt}\noutputs: {work_dir: other}\n")
     (field.folder / "tiles.txt").write_text("killed.yaml\ngood.yaml\nbroken.yaml\nrefused.yaml\n")
     return field
@@ -46,6 +46,17 @@ def done(field):
         return batch.run_many(str(field.folder / "tiles.txt"), str(field.folder / "table.csv"))
 
 
+def test_tiles_that_are_refused_are_told_before_the_others_are_run(tmp_path, field, monkeypatch, capfd):
+    """Their user can mend them meanwhile; no process is started for them."""
+    monkeypatch.setattr(batch, "run_apart", lambda path, said: (said.parent.mkdir(exist_ok=True), said.write_text(""), print(f"running {path.stem}"), (3, False))[-1])
+    batch.run_many([field.folder / "good.yaml", field.folder / "refused.yaml"], str(tmp_path / "table.csv"))
+    said = capfd.readouterr()
+    assert said.out.splitlines() == ["running good"]
+    first, second = said.err.splitlines()[:2]
+    assert "refused.yaml: refused in 0.0 s; " in first and "inputs.gaiaxp_synphot_csv is still" in first and "_refused.log" in first
+    assert "1 of 2 tiles are refused; mend them while the others run" in second
+
+
 def test_a_crash_harms_no_other_tile(done, field):
     rows = {Path(row.config).stem: row for row in done.rows}
     assert {name: (row.status, row.exit_code) for name, row in rows.items()} == {
@@ -53,7 +64,8 @@ def test_a_crash_harms_no_other_tile(done, field):
     assert (rows["good"].sources, rows["good"].failed_patches, rows["good"].tile) == (2, 0, "noise")
     assert 0 <= rows["good"].reliable <= 2 and rows["good"].first_problem == ""
     assert "out of memory?" in rows["killed"].first_problem and "a mistake of ours" in rows["broken"].first_problem
-    assert "inputs.gaiaxp_synphot_csv" in rows["refused"].first_problem
+    assert "inputs.gaiaxp_synphot_csv" in rows["refused"].first_problem and Path(rows["refused"].log).name == f"0004_{field.folder.name}_refused.log"
+    assert Path(rows["refused"].log).read_text().startswith(f"tract7dt: {rows['refused'].first_problem}\n")
     assert not done.ok and done.facts()[-1].startswith("4 tiles: ")
     assert list(batch.read_rows(field.folder / "table.csv").values()) == list(done.rows)
     assert "sources, " in Path(rows["good"].log).read_text()
@@ -111,7 +123,7 @@ def places(folder, **outputs):
     for name in "ab":
         own = {"work_dir": f"{folder}/work_{name}"} | outputs.get(name, {})
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"inputs": {"input_catalog": "c.csv", "image_list_file": "i.txt", "gaiaxp_synphot_csv": None}, "outputs": own}))
-        made[folder / f"{name}.yaml"] = batch.load_tile(folder / f"{name}.yaml")
+        made[folder / f"{name}.yaml"] = tile_list.load_tile(folder / f"{name}.yaml")
     assert None not in made.values()
     return made
 
@@ -121,20 +133,20 @@ def test_two_tiles_that_write_to_one_place_are_refused(tmp_path, key):
     """Any product: both tiles would be reported as done, and one catalog would be left."""
     name = {key: str(tmp_path / "common" / "a.csv")}
     with pytest.raises(UserError) as refused:
-        batch.check_folders(places(tmp_path, a=name, b=name))
+        tile_list.check_folders(places(tmp_path, a=name, b=name))
     assert str(refused.value) == f"{tmp_path}/b.yaml: outputs.{key} is {tmp_path}/common/a.csv, as outputs.{key} of {tmp_path}/a.yaml; give each tile its own"
 
 
 def test_a_tile_below_a_folder_of_another_is_refused(tmp_path):
     with pytest.raises(UserError, match="^[^\n]*a.yaml: outputs.work_dir is .*work_b/deep, inside outputs.work_dir of .*b.yaml; give each tile its own$"):
-        batch.check_folders(places(tmp_path, a={"work_dir": f"{tmp_path}/work_b/deep"}))
+        tile_list.check_folders(places(tmp_path, a={"work_dir": f"{tmp_path}/work_b/deep"}))
     (tmp_path / "link").symlink_to(tmp_path / "work_a")
     with pytest.raises(UserError, match="b.yaml: outputs.work_dir is .*work_a, as outputs.work_dir of .*a.yaml"):
-        batch.check_folders(places(tmp_path, b={"work_dir": f"{tmp_path}/link"}))
+        tile_list.check_folders(places(tmp_path, b={"work_dir": f"{tmp_path}/link"}))
 
 
 def test_catalogs_side_by_side_in_one_folder_are_fine(tmp_path):
-    batch.check_folders(places(tmp_path, a={"final_catalog": f"{tmp_path}/all/a.csv"}, b={"final_catalog": f"{tmp_path}/all/b.csv"}))
+    tile_list.check_folders(places(tmp_path, a={"final_catalog": f"{tmp_path}/all/a.csv"}, b={"final_catalog": f"{tmp_path}/all/b.csv"}))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe\x00"])
@@ -149,7 +161,7 @@ def test_a_tile_with_a_damaged_manifest_is_not_finished(next_time, field, conten
 
 
 def test_what_cannot_be_read_is_not_counted(field, done):
-    cfg, catalog = batch.load_tile(field.folder / "good.yaml"), field.folder / "work" / "output_catalog.csv"
+    cfg, catalog = tile_list.load_tile(field.folder / "good.yaml"), field.folder / "work" / "output_catalog.csv"
     before = catalog.read_bytes()
     assert set(batch.counts(cfg)) == {"sources", "reliable", "failed_patches"}
     catalog.write_bytes(b"")
@@ -186,7 +198,7 @@ def test_names_of_tiles_do_not_command_the_terminal(tmp_path, capfd, monkeypatch
 def test_a_tile_listed_twice_is_refused(tmp_path):
     (tmp_path / "tiles.txt").write_text("a.yaml\n./a.yaml\n")
     with pytest.raises(UserError, match="a.yaml more than once"):
-        batch.read_tiles(tmp_path / "tiles.txt")
+        tile_list.read_tiles(tmp_path / "tiles.txt")
 
 
 SLOW_TILE = """
@@ -215,7 +227,8 @@ def wait_until(condition, seconds=60):
 def test_stopping_stops_the_running_tile_and_begins_no_other(tmp_path, number):
     """The signal goes to the whole group, as a terminal's does; SIGKILL to the program alone."""
     for name in "ab":
-        (tmp_path / f"{name}.yaml").write_text("{}")
+        made = Field(tmp_path).cfg(outputs=dict(work_dir=str(tmp_path / name)))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(made.model_dump(mode="json")))
     program = (f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tract7dt import batch, cli; batch.BEGIN = {SLOW_TILE!r}; "
                f"sys.argv = ['tract7dt', 'run-many', {str(tmp_path / '*.yaml')!r}, '--summary', {str(tmp_path / 'table.csv')!r}]; cli.main()")
     running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -181,3 +181,13 @@ def test_the_last_resort(problem, code, last):
     done = subprocess.run([sys.executable, "-c", HOOKED.format(problem)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, "made ") and done.stderr.splitlines()[-1].startswith(f"tract7dt: {last}")
     assert ("Traceback" in done.stderr) == (code == 70)
+
+
+@pytest.mark.parametrize("words", [["run", "none.yaml"], ["model", "bad.yaml"], ["run-many", "none.txt"], ["dump-config", "bad.yaml"]])
+def test_a_mistake_in_a_file_of_settings_is_told_before_anything_heavy_is_imported(words, tmp_path):
+    """Nobody waits seconds to hear of a misspelt key."""
+    (tmp_path / "bad.yaml").write_text("crop: {margins: 3}\n")
+    program = ("import sys; from tract7dt.cli import cli; from tract7dt.commands import commands; code = cli(sys.argv[1:], commands()); "
+               "print(code, sorted({'pandas', 'astropy', 'scipy', 'matplotlib', 'photutils', 'tract7dt.pipeline'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "2 []\n" and words[1] in done.stderr, done

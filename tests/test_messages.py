@@ -19,6 +19,10 @@ COMPLETED_BY_THE_CALLER = {
     "{path}: the file is truncated: {st_size} bytes found, {needed} expected for a 2-D image of shape {shape}": "as above",
     "{file} line {line}: {key} {gone}": "the texts are in configfile.REMOVED",
     "ePSF of band {band}: {warning}": "the texts are in epsf.band.fit_warnings and epsf.others.with_stacks",
+    "{path}: cannot be read ({outside})": "the cures are in errors.CURES",
+    "{path}: {otherwise}": "the callers of errors.not_read have the texts, which are listed with them",
+    "inputs.image_list_file: {told}": "as above", "{key}: {told}": "as above", "tiles: {not_read}": "as above",
+    "{image_list_file} line {line}: {failure}{cure}": "frames.locate_image has the texts; a cure is added to those without one",
 }
 PASSED_ON = {
     "tract7dt.errors Problems.raise_if_any": "joins what problems.error noted",

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROGRAM', 'PURPOSE', 'EXIT_CODES', 'INTERRUPTED', 'Option', 'docstring_parts', 'options_of', 'NotUnderstood',
-           'nearest', 'check_options', 'as_declared', 'parse', 'wrapped', 'two_columns', 'option_rows',
-           'exit_code_rows', 'usage_of', 'help_of', 'command_lists', 'overview', 'find_command', 'told', 'call', 'cli',
+           'did_you_mean', 'check_options', 'as_declared', 'parse', 'wrapped', 'two_columns', 'option_rows',
+           'exit_code_rows', 'usage_of', 'help_of', 'command_lists', 'overview', 'find_command', 'call', 'cli',
            'report_bug', 'main']
 
 # %% ../nbs/71_cli.ipynb #c003
 import contextlib
-import difflib
 import inspect
 import io
 import os
@@ -28,7 +27,7 @@ import fire
 
 from . import __version__
 from .commands import commands
-from .errors import UserError, obstacle, one_line, printable
+from .errors import UserError, nearest, one_line, printable, told
 
 # %% ../nbs/71_cli.ipynb #c004
 PROGRAM = "tract7dt"
@@ -90,10 +89,10 @@ class NotUnderstood(Exception):
     "The command line made no sense; the text says why."
 
 
-def nearest(word: str, known) -> str:
+def did_you_mean(word: str, known) -> str:
     "A question that offers the known word which is most like `word`; empty if none is."
-    near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, known, 0.5)
+    return f"; did you mean {near}?" if near else ""
 
 
 def check_options(options: dict[str, Option], words: list[str]) -> None:
@@ -109,7 +108,7 @@ def check_options(options: dict[str, Option], words: list[str]) -> None:
         flag, given, value = word.partition("=")
         option = known.get(flag.replace("_", "-"))
         if word.startswith("--") and option is None:
-            raise NotUnderstood(f"{word}: no such option" + nearest(flag.replace("_", "-"), known))
+            raise NotUnderstood(f"{word}: no such option" + did_you_mean(flag.replace("_", "-"), known))
         missing = not value if given else not following or following.startswith("--")
         if option and option.kind != "bool" and missing:
             raise NotUnderstood(f"{flag} needs a value: {option.meaning.rstrip('.')}")
@@ -128,7 +127,7 @@ def as_declared(option: Option, text: str):
     if option.kind == "int" and not re.fullmatch(r"[+-]?\d+", text):
         raise NotUnderstood(f"{option.flag} {text}: give a whole number")
     if option.choices and text not in option.choices:
-        raise NotUnderstood(f"{option.flag} {text}: choose one of {', '.join(option.choices)}" + nearest(text, option.choices))
+        raise NotUnderstood(f"{option.flag} {text}: choose one of {', '.join(option.choices)}" + did_you_mean(text, option.choices))
     return {"bool": lambda t: t == "True", "int": int}.get(option.kind, str)(text)
 
 
@@ -260,7 +259,7 @@ def find_command(word: str, functions: dict) -> str:
     name = word.replace("_", "-")
     if name in functions:
         return name
-    raise NotUnderstood(f"{word or repr(word)}: no such command" + nearest(name, [*functions, "--help", "--version"]))
+    raise NotUnderstood(f"{word or repr(word)}: no such command" + did_you_mean(name, [*functions, "--help", "--version"]))
 
 # %% ../nbs/71_cli.ipynb #c019
 def _say(text: str) -> None:
@@ -269,15 +268,6 @@ def _say(text: str) -> None:
 
 
 INTERRUPTED = "interrupted; finished patches are kept: set patch_run.resume to true to go on from there"
-
-
-def told(error: Exception) -> str:
-    "What to say of an error that is no mistake of the program."
-    outside = obstacle(error)
-    if isinstance(error, UserError) or not outside:
-        return str(error)
-    name = getattr(error, "filename", None)
-    return one_line(f"{name}: {outside}" if name else outside)
 
 
 def call(job, debug: bool = False) -> int:

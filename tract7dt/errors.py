@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'CURES', 'OF_THE_CONTENT', 'printable', 'one_line', 'UserError', 'NotWritten', 'DiskFull',
-           'Unreadable', 'obstacle', 'not_read', 'list_some', 'Problems']
+           'Unreadable', 'obstacle', 'not_read', 'told', 'list_some', 'nearest', 'Problems']
 
 # %% ../nbs/01_errors.ipynb #c003
+import difflib
 import errno
 from dataclasses import dataclass, field
 
@@ -69,13 +70,27 @@ def not_read(path, failure: BaseException, otherwise: str) -> UserError:
     return Unreadable(one_line(f"{path}: cannot be read ({outside})")) if outside else UserError(one_line(f"{path}: {otherwise}"))
 
 # %% ../nbs/01_errors.ipynb #c019
+def told(error: BaseException) -> str:
+    "What to say of an error that is no mistake of the program: a `UserError`, a refusal of the system, too little memory."
+    outside = obstacle(error)
+    if isinstance(error, UserError) or not outside:
+        return str(error)
+    name = getattr(error, "filename", None)
+    return one_line(f"{name}: {outside}" if name else outside)
+
+# %% ../nbs/01_errors.ipynb #c021
 def list_some(items, limit: int = 10) -> str:
     "Join the first `limit` of `items` with commas and count the rest."
     items = [str(item) for item in items]
     rest = len(items) - limit
     return ", ".join(items[:limit]) + (f", and {rest} more" if rest > 0 else "")
 
-# %% ../nbs/01_errors.ipynb #c023
+# %% ../nbs/01_errors.ipynb #c025
+def nearest(word: str, known, least: float = 0.6) -> str | None:
+    "The known word which is most like `word`; None if none is, that is if the likeness of all is below `least` (1 is equality)."
+    return next(iter(difflib.get_close_matches(word, list(known), 1, least)), None)
+
+# %% ../nbs/01_errors.ipynb #c028
 @dataclass
 class Problems:
     "Errors and warnings found by a group of checks, in the order they were found."

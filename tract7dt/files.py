@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from .errors import CURES, DiskFull, NotWritten
 
@@ -146,7 +145,7 @@ def file_fingerprint(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
-# %% ../nbs/03_files.ipynb #c019
+# %% ../nbs/03_files.ipynb #c020
 LONGEST_NAME = 100
 
 
@@ -155,13 +154,13 @@ def safe_name(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]|^\.+", lambda found: "_" * len(found[0]), str(text)) or "_"
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 17]}-{fingerprint(str(text))}"
 
-# %% ../nbs/03_files.ipynb #c022
+# %% ../nbs/03_files.ipynb #c023
 def psf_file(pattern: Path, band: str, cell: str = "") -> Path:
     "The file that a pattern with `{band}` and `{cell}` names."
     name = safe_name(band) if "/" in band or band.startswith(".") else band
     return Path(str(pattern).replace("{cell}", cell).replace("{band}", name))
 
-# %% ../nbs/03_files.ipynb #c024
+# %% ../nbs/03_files.ipynb #c025
 CELL_PICTURES = ("psfstars", "psfstars_bgsub", "background_diagnostics", "epsf", "epsf_growth_curve", "epsf_residual_diagnostics",
                  "star_local_background_diagnostics", "extracted_stars", "used_stars", "hybrid_psf_diagnostics",
                  "gaussian_mixture_psf_diagnostics")
@@ -339,7 +338,7 @@ class Layout:
     def montage(self, patch_tag: str, source_id: str, halo: bool = False) -> Path:
         return self.cutouts_dir(patch_tag) / f"src_{'halo_' if halo else ''}{safe_name(source_id)}.png"
 
-# %% ../nbs/03_files.ipynb #c028
+# %% ../nbs/03_files.ipynb #c029
 LONG_AGO = 24 * 3600.0
 
 

@@ -106,7 +106,7 @@ def publish(draft: Path, path: Path) -> None:
 def create(path: Path, owner: Owner) -> bool:
     "Create a lock file; False if there is one, or if its draft was swept away by the one who has the lock."
     draft = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
-    with writing(path):
+    with writing(path, draft):
         try:
             draft.write_text(json.dumps(asdict(owner)), encoding="utf-8")
             publish(draft, path)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'SECONDS_PER_SOURCE_AND_BAND', 'BYTES_PER_PIXEL', 'Result', 'require_available', 'session', 'run', 'run_epsf',
-           'build_patches', 'build_patch_inputs', 'run_patches', 'merge', 'compute_zp', 'depth', 'report', 'check',
-           'dump_config']
+           'build_patches', 'build_patch_inputs', 'run_patches', 'merge', 'compute_zp', 'depth', 'report', 'check']
 
 # %% ../nbs/70_pipeline.ipynb #c003
 import logging
@@ -41,20 +40,8 @@ log = logging.getLogger(__name__)
 class Result:
     """What a command made; what it did not make is None.
 
-    Parameters
-    ----------
-    command : str
-    layout : Layout
-        Paths of all products.
-    problems : tuple of str
-        Bands, cells and patches that failed. The rest of the run stands, and the command line exits with code 1.
-    tile : Tile
-    epsf : EPSFGrid
-    patches : list of Patch
-    fits : RunSummary
-    catalog : DataFrame
-        The final catalog, one row per source.
-    zero_points : ZeroPoints
+    `problems` lists the bands, cells and patches that failed: the rest of the run stands, and the command line exits
+    with code 1.
     """
     command: str
     layout: Layout
@@ -321,16 +308,3 @@ def check(config) -> Result:
     tile = augment_gaia(tile, cfg) if cfg.zp.enabled else tile
     print("\n".join(report(tile, divide_frame(tile, cfg), cfg)))
     return Result("check", Layout.of(cfg.outputs), tile=tile)
-
-
-def dump_config(out: str = "sample_config.yaml", force: bool = False) -> None:
-    """Write a configuration file with every key at its default, explained.
-
-    Parameters
-    ----------
-    out : path
-        The file to write.
-    force : bool
-        Replace an existing file.
-    """
-    print(f"wrote {configfile.dump_config(out, force)}")

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from . import __version__, redo
 from .columns import all_columns, as_declared, fitted_bands
 from .damage import damaged, reading
-from .errors import DiskFull, UserError, list_some, one_line
+from .errors import DiskFull, UserError, list_some, obstacle, one_line, told
 from .executors import fit_workers, make_executor, outcome, spare_executor, was_lost, within_memory
 from .files import Layout, file_fingerprint, write_csv, write_json, write_text
 from .fit.flags import FitStatus
@@ -303,7 +303,8 @@ def run_patches(layout: Layout, cfg) -> RunSummary:
 
 
 def _describe(failure: BaseException) -> str:
-    return one_line(str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}".splitlines()[0])
+    known = isinstance(failure, UserError) or obstacle(failure)
+    return one_line(told(failure) if known else f"{type(failure).__name__}: {failure}".splitlines()[0])
 
 
 def _log_summary(summary: RunSummary, layout: Layout) -> None:
@@ -366,5 +367,5 @@ def read_patch_catalogs(layout: Layout, cfg, fits: dict[str, str]) -> pd.DataFra
     if other:
         log.warning("%d patch catalogs of other runs are left alone: %s; remove them if you do not need them", len(other), list_some(other, 3))
     if wanted - found:
-        log.warning("merge.pattern %r leaves out %d of %d fitted patches", cfg.merge.pattern, len(wanted - found), len(wanted))
+        log.warning("merge.pattern %r leaves out %d of %d fitted patches; set it to its default if that is not meant", cfg.merge.pattern, len(wanted - found), len(wanted))
     return typed_catalog(sorted(wanted & found))
