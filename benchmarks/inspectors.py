@@ -8,6 +8,7 @@ the browser, packed as a kernel packs it. Nothing is asserted here.
 import one_thread  # noqa: F401  before NumPy
 
 import argparse
+import gc
 import json
 import shutil
 import statistics
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import comm
+import ipywidgets
 import pandas as pd
 from astropy.io import fits
 from comm.base_comm import BaseComm
@@ -139,6 +141,8 @@ def main() -> None:
         work = asked.work or run_of_twelve(Path(folder))
         timings = openings(work, asked.repeats)
         for redraws in (epsf_redraws, patch_redraws, source_redraws, zero_point_redraws):
+            ipywidgets.Widget.close_all()
+            gc.collect()
             timings |= redraws(work, asked.repeats)
     print(machine())
     report(timings)
