@@ -11,7 +11,8 @@ import pytest
 import yaml
 from small_inputs import Field, rows_at
 
-from tract7dt import batch, cli, tile_list
+from tract7dt import batch, cli, tile_list, widgets
+from tract7dt.configfile import load_config
 from tract7dt.errors import UserError
 
 CRASHES = {"killed": "import os; os.kill(os.getpid(), 9)",
@@ -69,6 +70,16 @@ def test_a_crash_harms_no_other_tile(done, field):
     assert not done.ok and done.facts()[-1].startswith("4 tiles: ")
     assert list(batch.read_rows(field.folder / "table.csv").values()) == list(done.rows)
     assert "sources, " in Path(rows["good"].log).read_text()
+
+
+@pytest.mark.parametrize("name", ["EPSFInspector", "PatchInspector", "SourceInspector", "ZeroPointInspector"])
+def test_tiles_can_be_inspected(done, name):
+    """By their rows in the table: what there is is shown, and of a tile that was refused it is said why there is nothing."""
+    inspector, rows = getattr(widgets, name), {Path(row.config).stem: row for row in done.rows}
+    assert inspector(rows["good"]).run.layout.work_dir == Path(load_config(rows["good"].config).outputs.work_dir)
+    assert len(inspector(rows["good"]).children) > 1 or name == "ZeroPointInspector"
+    refused = inspector(rows["refused"])
+    assert refused.children == (refused.message,) and "gaiaxp_synphot_csv is still" in refused.message.value
 
 
 @pytest.fixture
