@@ -437,7 +437,7 @@ def test_no_room_for_unpacked_images_is_not_blamed_on_the_image(tmp_path, monkey
     field.image("m400", np.zeros((120, 160), "f4"))
     subprocess.run(["gzip", tmp_path / "m400.fits"], check=True)
     field.list("m400.fits.gz", "m425.fits")
-    monkeypatch.setattr("tract7dt.frames.TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))
+    monkeypatch.setattr("tract7dt.fits_image.TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))
     with pytest.raises(UserError, match="no room to unpack images .No space left on device.; set TMPDIR"):
         load_inputs(field.cfg())
 

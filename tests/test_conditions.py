@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 from small_inputs import Field, header, noise
-from tract7dt import configfile, frames, tile
+from tract7dt import configfile, fits_image, tile
 from tract7dt.cli import cli, commands
 
 GAIA = "source_id,ra,dec,phot_g_mean_mag,mag_m400,mag_m425\n11,150.0,2.0,15,15,15\n"
@@ -244,7 +244,7 @@ def test_too_little_memory_for_an_image_is_not_called_damage(tmp_path, monkeypat
 
     def too_large(*values):
         raise MemoryError("Unable to allocate 9.11 GiB for an array")
-    monkeypatch.setattr(frames.FitsImage, "pixels", too_large)
+    monkeypatch.setattr(fits_image.FitsImage, "pixels", too_large)
     assert cli(["check", str(tmp_path / "config.yaml")], commands()) == 2
     line, = capsys.readouterr().err.splitlines()
     assert "m400.fits: cannot be read (not enough memory (Unable to allocate 9.11 GiB for an array); lower performance.max_memory_gb" in line

@@ -33,7 +33,7 @@ from tract7dt.fit.problem import BandData, FitOptions, FitProblem, Kind, PixelPS
 from tract7dt.fit.psf import gaussian_psf, moffat_psf, psf_cube
 from tract7dt.fit.render import Window, render_stack
 from tract7dt.fit.steps import Start
-from tract7dt.frames import FitsImage
+from tract7dt.fits_image import FitsImage
 from tract7dt.gaia_table import load_gaia
 from tract7dt.manifest import require_fits
 from tract7dt.merge import merge_catalogs, read_catalog, write_catalog

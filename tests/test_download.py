@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 from tract7dt.errors import UserError
-from tract7dt.frames import locate_image
+from tract7dt.fits_image import locate_image
 from tract7dt.sample.download import download_sample
 
 

@@ -1,5 +1,6 @@
 """Images: every way a pixel can be stored, every thing that can be wrong with a header."""
 
+import gzip
 import pickle
 from dataclasses import replace
 
@@ -8,8 +9,10 @@ import pytest
 from astropy.io import fits
 from small_inputs import Field, header, noise
 
+from tract7dt.config import Config
 from tract7dt.errors import Problems, UserError
-from tract7dt.frames import MaskBit, locate_image, relative_factor
+from tract7dt.fits_image import locate_image
+from tract7dt.frames import MaskBit, relative_factor
 from tract7dt.headers import read_bands
 from tract7dt.sky import Box
 
@@ -332,3 +335,23 @@ class TestHeaders:
         field.image("m400", noise(), band="g'")
         field.image("m425", noise(), band="g+")
         only_error(field, "m400.fits", "m425.fits", "folder")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.timeout(60)
+def test_a_header_that_announces_endless_axes_is_refused_at_once(tmp_path, suffix):
+    """Asking for the length of each of a billion axes would take hours."""
+    fits.writeto(tmp_path / "a.fits", noise(), header(SHAPE))
+    data = bytearray((tmp_path / "a.fits").read_bytes())
+    card = data.index(b"NAXIS   =")
+    data[card + 10:card + 30] = b"%20d" % 999_999_999
+    path = tmp_path / f"endless.fits{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    with pytest.raises(UserError, match="endless.fits.*NAXIS is 999999999; expected 2"):
+        locate_image(path)
+
+
+@pytest.mark.parametrize("zp_ref", [21705735, -101, 1e300])
+def test_a_zero_point_that_no_flux_can_have_is_refused(zp_ref):
+    with pytest.raises(ValueError, match="zp_ref"):
+        Config(image_scaling=dict(zp_ref=zp_ref))

@@ -147,7 +147,7 @@ def as_number(text):
     if is_missing_text(text):
         return None
     try:
-        return float(text) if text.strip().isascii() and "_" not in text else math.nan
+        return float(text.strip()) if text.strip().isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
 
@@ -158,9 +158,9 @@ def is_missing_text(text):
 
 
 def same_number(loaded, text):
-    """Whether a loaded value is what stands in the file; what is no number may only be loaded as none."""
+    """Whether a loaded value is what stands in the file; what is no number may only be loaded as none, what is too large also so."""
     said = as_number(text)
-    return math.isnan(loaded) if said is None or math.isnan(said) else loaded == said
+    return math.isnan(loaded) if said is None or math.isnan(said) else loaded == said or math.isinf(said) and math.isnan(loaded)
 
 
 def check_table(field, table, name):

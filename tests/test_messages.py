@@ -22,7 +22,7 @@ COMPLETED_BY_THE_CALLER = {
     "{path}: cannot be read ({outside})": "the cures are in errors.CURES",
     "{path}: {otherwise}": "the callers of errors.not_read have the texts, which are listed with them",
     "inputs.image_list_file: {told}": "as above", "{key}: {told}": "as above", "tiles: {not_read}": "as above",
-    "{image_list_file} line {line}: {failure}{cure}": "frames.locate_image has the texts; a cure is added to those without one",
+    "{image_list_file} line {line}: {failure}{cure}": "fits_image.locate_image has the texts; a cure is added to those without one",
 }
 PASSED_ON = {
     "tract7dt.errors Problems.raise_if_any": "joins what problems.error noted",

@@ -22,7 +22,7 @@ from tract7dt.config import Config
 from tract7dt.epsf.band import frame_and_numbers
 from tract7dt.epsf.build import BAND_BYTES, OWN_BYTES_PER_PIXEL, PROCESS_BYTES, WORKER_BYTES_PER_PIXEL, band_workers
 from tract7dt.files import Layout
-from tract7dt.frames import locate_image
+from tract7dt.fits_image import locate_image
 from tract7dt.patches import build_patches
 from tract7dt.payload import build_patch_inputs
 from tract7dt.sky import Box, make_cells

@@ -54,7 +54,7 @@ class Outputs(Section):
 # %% ../nbs/00a_config.ipynb #c010
 class ImageScaling(Section):
     "Flux scale that all images are brought to."
-    zp_ref: Real = key(25.0, "Zero point that every image is scaled to.", "mag AB")
+    zp_ref: Annotated[Real, Ge(-100), Le(100)] = key(25.0, "Zero point that every image is scaled to.", "mag AB")
 
 # %% ../nbs/00a_config.ipynb #c011
 class Crop(Section):

@@ -20,7 +20,8 @@ from astropy.wcs import WCS, WcsError
 
 from .errors import Problems, Unreadable, UserError, list_some, not_read
 from .files import safe_name
-from .frames import Band, FitsImage, locate_image, weight_path
+from .fits_image import FitsImage, locate_image
+from .frames import Band, weight_path
 from .sky import Box, pixel_scale_arcsec
 
 # %% ../nbs/10b_headers.ipynb #c007

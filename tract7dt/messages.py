@@ -173,7 +173,7 @@ MOMENTS = {
     "Reading the configuration": ("every command", ("yamlfile", "configfile")),
     "Opening the work directory": ("every command that writes products", ("logs", "files", "lock")),
     "Reading images, catalog and Gaia table": (
-        "check, run-epsf, build-patches, build-patch-inputs, run", ("sky", "frames", "headers", "text_tables", "catalog", "gaia_table", "tile", "gaia", "bright_mask")),
+        "check, run-epsf, build-patches, build-patch-inputs, run", ("sky", "fits_image", "frames", "headers", "text_tables", "catalog", "gaia_table", "tile", "gaia", "bright_mask")),
     "Building ePSFs": ("run-epsf, run", ("epsf",)),
     "Cutting patches": ("build-patches, build-patch-inputs, run", ("patches", "payload")),
     "Using products of earlier commands": ("run-patches, merge, compute-zp, model, report", ("manifest", "damage")),
