@@ -75,6 +75,7 @@ def test_products_hold_the_fit(fit_one, way):
         np.testing.assert_array_equal(stored.place(band), fit.place(band))
     assert fit.payload.is_measured.sum() < len(fit.sources), "sources of the halo are part of the test"
     assert np.abs(off(stored, fit)).max() < np.sqrt(FitOptions().footprint_loss)
+    assert np.abs(np.median(off(stored, fit), axis=(1, 2))).max() < 1e-4, "the sky, under which most pixels have no other light"
     assert np.abs(fit.model - np.median(fit.model, axis=(1, 2), keepdims=True)).max() > 100 * fit.payload.bands[0].sky_sigma, "there is light to differ"
 
 
