@@ -20,7 +20,7 @@ from .epsf.use import PatchPSF
 from .fit.footprints import Pixels, rough_sky
 from .fit.native import plan_footprints, threadpools
 from .fit.normal import Layout
-from .fit.optimise import _outgrown, replan
+from .fit.optimise import outgrown, replan
 from .fit.pieces import split
 from .fit.problem import FitProblem, Sources
 from .fit.render import Window, render_stack
@@ -71,7 +71,7 @@ def footprints_of(problem: FitProblem, theta: np.ndarray) -> Layout:
     prints = plan_footprints(problem, pixels, Start.of(problem.sources), *rough)
     drawn = np.array([not f.window.empty for f in prints], bool)
     layout = Layout.make(problem, pixels, free_parameters(problem.sources, drawn), prints)
-    return replan(problem, layout, theta, _outgrown(layout, theta), *rough)
+    return replan(problem, layout, theta, outgrown(layout, theta), *rough)
 
 
 def draw_sources(problem: FitProblem, fitted: Start, flux: np.ndarray, model: np.ndarray) -> None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOISE', 'ROUNDS', 'MAX_REPLANS', 'SMALL', 'SLOW', 'MUCH', 'PARKED', 'PATIENCE', 'PRECISION', 'BRIGHT', 'SEARCH',
-           'LOST', 'CORE', 'DOUBT', 'objective', 'near_top', 'attempt', 'Damping', 'choose_step', 'replan', 'Outcome',
-           'worn', 'hopeless', 'own_light', 'renewed', 'strayed', 'put_back', 'strangers', 'ignore_strangers',
-           'optimise', 'polished']
+           'LOST', 'CORE', 'DOUBT', 'objective', 'near_top', 'attempt', 'Damping', 'choose_step', 'outgrown', 'replan',
+           'Outcome', 'worn', 'hopeless', 'own_light', 'renewed', 'strayed', 'put_back', 'strangers',
+           'ignore_strangers', 'optimise', 'polished']
 
 # %% ../../nbs/48_optimise.ipynb #c003
 from dataclasses import dataclass, replace
@@ -115,7 +115,7 @@ def choose_step(quad, damping, gain) -> tuple[np.ndarray, Damping]:
 MAX_REPLANS = 10
 
 # %% ../../nbs/48_optimise.ipynb #c022
-def _outgrown(layout, theta) -> np.ndarray:
+def outgrown(layout, theta) -> np.ndarray:
     "Sources that left their footprint, bool [S]."
     planned = np.array([(f.x, f.y, f.L) for f in layout.footprints]).reshape(-1, 3)
     moved = np.hypot(theta[:, X] - planned[:, X], theta[:, Y] - planned[:, Y]) > 2
@@ -276,7 +276,7 @@ def optimise(problem: FitProblem, layout: Layout, rules: Rules, theta, sky, dept
         damping = damping.after(guilty, kept, state.theta - before.theta, gain)
         niters += moved
         history.append(objective(state, rules))
-        who = _outgrown(layout, state.theta) & (replans < MAX_REPLANS)
+        who = outgrown(layout, state.theta) & (replans < MAX_REPLANS)
         if who.any():
             layout, replans = replan(problem, layout, state.theta, who, sky, depth), replans + who
             state = evaluate(layout, state.theta, state, who)
