@@ -351,6 +351,23 @@ def test_a_header_that_announces_endless_axes_is_refused_at_once(tmp_path, suffi
         locate_image(path)
 
 
+def test_a_history_that_speaks_of_axes_is_no_damage(tmp_path):
+    """Nor are pixels that happen to be those letters."""
+    image, text = noise().astype(">f4"), b"NAXIS   =       9576"
+    image.view("u1").ravel()[1001:1021] = list(text)
+    fits.writeto(tmp_path / "a.fits", image, header(SHAPE, HISTORY="resampled from NAXIS = 9576 x 6388", COMMENT="NAXIS = 1000000"))
+    place, _ = locate_image(tmp_path / "a.fits")
+    assert text in (tmp_path / "a.fits").read_bytes() and place.shape == SHAPE
+
+
+@pytest.mark.parametrize("start", [b"\xfd7zXZ\x00", b"BZh9", b"\x1f\x8b\x08"])
+@pytest.mark.parametrize("rest", [b"", b"no pixels " * 300])
+def test_an_image_that_only_looks_packed_is_refused(tmp_path, start, rest):
+    (tmp_path / "a.fits").write_bytes(start + rest)
+    with pytest.raises(UserError, match="a.fits: not a readable FITS file .*expected a 2-D image"):
+        locate_image(tmp_path / "a.fits")
+
+
 @pytest.mark.parametrize("zp_ref", [21705735, -101, 1e300])
 def test_a_zero_point_that_no_flux_can_have_is_refused(zp_ref):
     with pytest.raises(ValueError, match="zp_ref"):
