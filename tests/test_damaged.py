@@ -12,8 +12,10 @@ from test_bad_days import QUICK, small_tile
 from tract7dt.cli import cli
 from tract7dt.commands import commands
 from tract7dt.configfile import load_config
+from tract7dt.damage import Damaged
 from tract7dt.files import Layout
 from tract7dt.manifest import Manifest
+from tract7dt.merge import read_catalog, write_catalog
 
 BYTES = {"empty": b"", "list": b"[]", "object": b"{}", "binary": b"\x00\xff\xfe\x01\n\x00", "text": b"a,b\n1,2\n", "ragged": b"ID\n1,2,3\n"}
 SHARES = {"tenth": 0.1, "half": 0.5, "nearly": 0.95}  # of a file that was cut off
@@ -101,6 +103,23 @@ def test_a_damaged_product_is_named_with_its_cure(finished, damage, capfd, patte
     if "outputs/" in str(path):
         path = next(path.parent.glob("*_cat_fit.csv"), path)
     assert said.err.startswith(f"tract7dt: {path}: damaged or of another version (") and "; run tract7dt " in said.err and said.err.endswith(" again\n")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".fits", ".ecsv", ".parquet"])
+def test_a_damaged_catalog_is_named_whatever_its_format(finished, tmp_path, suffix):
+    """Bytes that are others, and files that were cut: they are read, with other numbers, or refused, never with another error."""
+    path, random, refusals = tmp_path / f"catalog{suffix}", np.random.default_rng(4), []
+    write_catalog(read_catalog(Layout.of(load_config(finished).outputs).final_catalog), path, ["m400", "m425"])
+    good = path.read_bytes()
+    header = good.index(b"TTYPE3") if suffix == ".fits" else 10
+    spots = [(header + 3, 0x00), (header + 9, 0x7F), *((int(at), int(byte)) for at, byte in random.integers([0, 0], [min(len(good), 30_000), 256], (60, 2)))]
+    for content in [good[:at] + bytes([byte]) + good[at + 1:] for at, byte in spots] + [good[:at] for at in random.integers(0, len(good), 5)]:
+        path.write_bytes(content)
+        try:
+            assert len(read_catalog(path).columns) > 5
+        except Damaged as refusal:
+            refusals.append(str(refusal))
+    assert len(refusals) > 5 and all(f"{path}: damaged or of another version (" in text and text.endswith("; run tract7dt merge again") for text in refusals)
 
 
 @pytest.mark.parametrize("pattern, command", [

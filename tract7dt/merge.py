@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from astropy.io import fits
 from astropy.table import MaskedColumn, Table
+from astropy.table.meta import YamlParseError
 
 from .columns import (INTERNAL_COLUMNS, STATE_COLUMNS, all_columns, as_declared, describe, final_columns,
                               fit_columns, fitted_bands, name_in_band)
-from .damage import damaged, read_csv, reading
+from .damage import damaged, quiet, read_csv, reading
 from .errors import UserError, list_some
 from .files import atomic_path
 from .fit.flags import FitFlag, describe_flags, is_reliable
@@ -237,7 +239,7 @@ def read_catalog(path: Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; run the merge command first")
-    with reading(path, "merge"):
+    with reading(path, "merge", fits.VerifyError, YamlParseError), quiet():
         if path.suffix in _FORMATS:
             stored = Table.read(path, format=_FORMATS[path.suffix])
             table = pd.DataFrame({name: _readable(stored[name]) for name in stored.colnames})
