@@ -19,9 +19,9 @@ import pytest
 
 from conftest import PROGRAM
 from small_inputs import Field, rows_at
-from tract7dt import batch, configfile, pipeline, run, stages
+from tract7dt import batch, configfile, pictures, pipeline, run, stages
 from tract7dt.cli import cli, commands
-from tract7dt.errors import NotWritten, UserError
+from tract7dt.errors import DiskFull, UserError
 from tract7dt.files import TEMPORARY, Layout, atomic_path, safe_name, write_csv, write_json
 from tract7dt.lock import Owner, process_start, remove_stale, take, work_lock
 from tract7dt.manifest import fit_settings
@@ -418,17 +418,37 @@ def test_a_real_full_disk_and_a_read_only_one(program, tmp_path, small_disk):
     assert "run.lock: cannot be written (Read-only file system); make the folder writable" in done.stderr
 
 
-def test_a_picture_that_finds_no_room_stops_nothing(tmp_path):
-    """`NotWritten` is an OSError, which pictures survive; it keeps its text when it comes from a worker."""
+def test_a_full_disk_keeps_its_text_when_it_comes_from_a_worker(tmp_path):
     import pickle
 
-    from tract7dt.pictures import DRAWING_ERRORS
-    def full():
-        with atomic_path(tmp_path / "a.png", durable=False):
+    with pytest.raises(DiskFull) as raised, atomic_path(tmp_path / "a.png", durable=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert str(again) == str(raised.value) and type(again) is DiskFull
+
+
+@pytest.mark.parametrize("ending", ["white_overlay.png", "epsf_sheet.png", "patch_overview.png", "src_00004.png"])
+def test_pictures_that_found_no_room_are_drawn_when_there_is_some(tmp_path, monkeypatch, capsys, ending):
+    """The run ends as at any other file, and the same command goes on: a patch with half of its pictures is not finished."""
+    patch_run = QUICK["patch_run"] | dict(no_cutouts=False, no_patch_overview=False, cutout_size=20, resume=True)
+    tile = small_tile(tmp_path, patch_run=patch_run, overlay=dict(enabled=True), logging=dict(level="ERROR"))
+    real = pictures.save_picture
+
+    def full(picture, path, dpi):
+        if path.name != ending:
+            return real(picture, path, dpi)
+        with atomic_path(path, durable=False) as temporary:
+            temporary.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(DRAWING_ERRORS) as raised:
-        full()
-    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value) and isinstance(raised.value, NotWritten)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "save_picture", full)
+        assert cli(["run", str(tile)], commands()) == 2
+    one_line(capsys, ending, "cannot be written (No space left on device)", "free space on that disk")
+    assert leftovers(tmp_path) == [] and not (tmp_path / "work" / "output_catalog.csv").exists()
+    assert cli(["run", str(tile)], commands()) == 0
+    drawn = [path.name for path in (tmp_path / "work").rglob("*.png")]
+    assert ending in drawn and drawn.count("patch_overview.png") == 4
+    assert {name for name in drawn if name.startswith("src_0")} == {f"src_{number:05d}.png" for number in range(9)}
 
 
 def test_no_room_for_unpacked_images_is_not_blamed_on_the_image(tmp_path, monkeypatch):

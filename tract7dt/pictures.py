@@ -25,7 +25,7 @@ from .epsf.cells import CellPSF
 from .epsf.model import BandPSF
 from .epsf.use import mixture_stamp
 from .epsf.views import view_band, view_stars
-from .errors import UserError, list_some
+from .errors import DiskFull, list_some
 from .files import CELL_PICTURES, Layout, atomic_path
 from .frames import Band
 from .plots.base import plain_texts
@@ -53,9 +53,17 @@ def save_picture(picture: Figure | Sheet, path: Path, dpi: int) -> None:
 
 
 def draw(path: Path, dpi: int, function, *values, **options) -> str:
-    "Make a picture and write it; what went wrong in words, or an empty text."
+    """Make a picture and write it; what went wrong in words, or an empty text.
+
+    Raises
+    ------
+    DiskFull
+        If there is no room for it.
+    """
     try:
         save_picture(function(*values, **options), path, dpi)
+    except DiskFull:
+        raise
     except DRAWING_ERRORS as failure:
         return f"{path}: the picture was not drawn ({type(failure).__name__}: {failure})"
     return ""
@@ -252,6 +260,8 @@ def draw_band(band: Band, psf: BandPSF, cells: tuple[CellPSF, ...], sources, cfg
     try:
         view = view_band(band, cfg.epsf, sources, cfg.patch_run.fallback_default_fwhm_pix)
         problems += [problem for product in cells for problem in draw_cell(product, psf, view, mean, cfg, layout)]
+    except DiskFull:
+        raise
     except DRAWING_ERRORS as failure:
         problems.append(f"{layout.psf_model(band.name).parent}: pictures of the cells were not drawn ({type(failure).__name__}: {failure})")
     return [problem for problem in problems if problem]

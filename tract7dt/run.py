@@ -131,9 +131,11 @@ class PatchDone:
 
 
 def picture_problem(fit: PatchFit, layout: Layout, cfg) -> str:
-    "Draw a fitted patch where its failure harms nothing; return what went wrong, or an empty text."
+    "Draw a fitted patch where its failure harms nothing; return what went wrong, or an empty text. A full disk is no matter of pictures."
     try:
         return draw_patch(fit, cfg, layout)
+    except DiskFull:
+        raise
     except DRAWING_ERRORS as failure:
         return f"{fit.payload.patch.tag}: no pictures ({type(failure).__name__}: {failure})"
 

@@ -19,7 +19,7 @@ from .bright_mask import mask_bright_sources, write_bright_mask
 from .columns import fitted_bands
 from .config import Config
 from .epsf.build import EPSFGrid, build_epsf, write_epsf
-from .errors import Problems
+from .errors import DiskFull, Problems
 from .files import Layout, psf_file
 from .gaia import augment_gaia, write_augmented
 from .gaia_table import load_gaia
@@ -43,10 +43,12 @@ log = logging.getLogger(__name__)
 
 # %% ../nbs/70a_stages.ipynb #c009
 def draw(what: str, function, *values) -> None:
-    "Draw the pictures of a stage; what cannot be drawn is a warning."
+    "Draw the pictures of a stage; what cannot be drawn is a warning, unless it is for want of room (`DiskFull`)."
     with stage(f"pictures of {what}", log):
         try:
             function(*values)
+        except DiskFull:
+            raise
         except pictures.DRAWING_ERRORS as failure:
             log.warning("pictures of %s were not drawn (%s: %s); the results do not depend on them", what, type(failure).__name__, failure)
 
