@@ -13,10 +13,11 @@ from PIL import Image
 import tract7dt.plots.small as small
 from tract7dt import logs
 from tract7dt.config import Config
-from tract7dt.display import MOST_BYTES, card, picture_html, table_html
+from tract7dt.display import MOST_BYTES, card, light, picture_html, png_of, table_html
 from tract7dt.errors import UserError
 from tract7dt.patch_fit import fit_patch, fit_patch_at, load_psfs
 from tract7dt.payload import read_payload
+from tract7dt.plots.sheet import Marks, Panel, Sheet
 
 pytestmark = pytest.mark.xdist_group("middle_run")
 OBJECTS = ("cfg", "section", "tile", "epsfs", "cell", "patches", "fit", "zero_points", "fits", "result")
@@ -69,6 +70,43 @@ def test_an_object_shows_a_light_card(name, held):
         assert len(png) <= MOST_BYTES
         assert max(Image.open(BytesIO(png)).size) < 700
     assert len(pictures(page)) == (0 if name in ("cfg", "section", "fits") else 1)
+
+
+def crosses(png: bytes) -> int:
+    """Red pixels of a picture: those of the marks of what is left out."""
+    red, green, blue = np.moveaxis(np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int), 2, 0)
+    return int((red > np.maximum(green, blue) + 60).sum())
+
+
+def marked_sheet(side: int) -> Sheet:
+    """Noise, which is heavy, and one red cross."""
+    noise = np.random.default_rng(0).integers(0, 64, (side, side)).astype(np.uint8)
+    return Sheet(((Panel(noise, marks=(Marks("cross", "excluded", np.array([side / 2]), np.array([side / 2])),)),),), inches=8.0)
+
+
+def marked_figure() -> Figure:
+    """Grey shades in all corners of a figure, and one red cross."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(np.add.outer(np.arange(300), np.arange(300)), cmap="viridis")
+    axes.plot(150, 150, "x", color="#e03030")
+    return figure
+
+
+@pytest.mark.parametrize("picture, most", [(marked_sheet(500), MOST_BYTES), (marked_sheet(100), MOST_BYTES), (marked_figure(), MOST_BYTES), (marked_figure(), 4000)])
+def test_a_lone_red_cross_survives(picture, most):
+    """A cross is a handful of pixels among a quarter of a million: no count of colours may drop it. A shrunk one has fewer."""
+    png = png_of(picture)
+    kept = light(png, most)
+    scale = Image.open(BytesIO(kept)).width / Image.open(BytesIO(png)).width
+    assert len(kept) <= most
+    assert crosses(kept) > 0.5 * scale**2 * crosses(png) > 0
+
+
+def test_saturated_stars_have_a_cross_on_the_card_of_a_tile(held):
+    tile = held["tile"]
+    assert tile.catalog["excluded_any"].any()
+    assert crosses(pictures(tile._repr_html_())[0]) >= 8
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTS if name not in ("section", "result", "zero_points")])

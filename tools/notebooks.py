@@ -37,7 +37,7 @@ def light(picture: str) -> str:
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
     stream = BytesIO()
-    page.quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    page.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
     smaller = base64.b64encode(stream.getvalue()).decode()
     return smaller if len(smaller) < len(picture) else picture
 

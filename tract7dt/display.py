@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'MOST_ROWS', 'CELL', 'UNBROKEN', 'SHORT', 'DRAWING_ERRORS', 'DPI', 'MOST_BYTES', 'word', 'line_html',
-           'table_html', 'png_of', 'light', 'picture_html', 'steps_html', 'card', 'figure_png', 'notebook', 'shown']
+           'table_html', 'png_of', 'flat', 'light', 'picture_html', 'steps_html', 'card', 'figure_png', 'notebook',
+           'shown']
 
 # %% ../nbs/06_display.ipynb #c003
 import math
@@ -81,16 +82,24 @@ def png_of(picture, dpi: int = DPI) -> bytes:
     return stream.getvalue()
 
 
+def flat(image: Image.Image, palette: Image.Image | None = None) -> Image.Image:
+    "An image in the colours of another one, else in 256 colours that leave none of its own far away."
+    if palette is not None:
+        return image.quantize(palette=palette, dither=Image.Dither.NONE)
+    return image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+
+
 def light(png: bytes, most: float = MOST_BYTES) -> bytes:
     "The same picture in at most `most` bytes: with a palette, and smaller where that is not enough (never with `most=math.inf`)."
     image = Image.open(BytesIO(png))
+    palette, full = image if image.mode == "P" else None, image.convert("RGB")
+    shrunk = full
     while True:
         stream = BytesIO()
-        flat = image if image.mode == "P" else image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        flat.save(stream, "PNG", optimize=True)
-        if stream.tell() <= most or min(image.size) < 16:
+        flat(shrunk, palette).save(stream, "PNG", optimize=True)
+        if stream.tell() <= most or min(shrunk.size) < 16:
             return stream.getvalue()
-        image = image.convert("RGB").resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
+        shrunk = shrunk.resize((shrunk.width * 4 // 5, shrunk.height * 4 // 5), Image.Resampling.LANCZOS)
 
 # %% ../nbs/06_display.ipynb #c013
 def picture_html(recipe) -> str:
