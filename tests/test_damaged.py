@@ -156,6 +156,17 @@ def test_a_damaged_payload_is_one_patch_that_failed_with_its_cure(finished, dama
     assert problem.startswith(f"problem: patch {path.name.removesuffix('.fits.gz')}: {path}: ") and problem.endswith(cure)
 
 
+def test_a_payload_of_another_patch_is_one_patch_that_failed_with_its_cure(finished, damage, capfd):
+    """Nothing of it reaches the other patch's folder."""
+    path = damage("*.fits.gz", "gone")
+    other = max(path.parent.glob("*.fits.gz"))
+    shutil.copy(other, path)
+    assert cli(["run-patches", str(finished)], commands()) == 1
+    problem, = [line for line in capfd.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert f"{path}: damaged or of another version (it is the payload of {other.name.removesuffix('.fits.gz')}" in problem
+    assert problem.endswith("run tract7dt build-patch-inputs again")
+
+
 @pytest.mark.parametrize("how", ["empty", "binary", "half", "nearly", "text"])
 def test_sums_of_gaussians_that_are_damaged_are_made_again(finished, damage, how):
     """They are kept to save time only."""

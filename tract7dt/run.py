@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'JOINED_AT_ONCE', 'psf_record', 'stage_record', 'optimizer_record', 'patch_meta', 'stalls', 'prior_counts',
            'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'why_run', 'remove_results', 'write_results',
-           'run_patch', 'RunSummary', 'collect', 'retry_lost', 'make_psfs', 'prepare_cells', 'run_patches',
-           'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
+           'own_payload', 'run_patch', 'RunSummary', 'collect', 'retry_lost', 'make_psfs', 'prepare_cells',
+           'run_patches', 'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c003
 import csv
@@ -36,7 +36,7 @@ from .fit.problem import FitResult
 from .logs import progress
 from .manifest import record_fits, require_payloads
 from .patch_fit import PatchFit, fit_patch, load_psfs, psf_columns
-from .payload import read_payload
+from .payload import Payload, read_payload
 from .pictures import DRAWING_ERRORS, draw_patch
 
 # %% ../nbs/51_run.ipynb #c004
@@ -174,10 +174,24 @@ def write_results(fit: PatchFit, layout: Layout, cfg, parts: dict) -> str:
     return problem
 
 
+def own_payload(tag: str, layout: Layout) -> Payload:
+    """The payload of a patch.
+
+    Raises
+    ------
+    Damaged
+        If the file holds no payload, or that of another patch: its results would lie in the other's folder.
+    """
+    payload = read_payload(layout.payload(tag))
+    if payload.patch.tag != tag:
+        raise damaged(layout.payload(tag), f"it is the payload of {payload.patch.tag}", "build-patch-inputs")
+    return payload
+
+
 def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     "Fit one payload file and write all that comes of it, unless that is there already."
     start = time.perf_counter()
-    payload = read_payload(layout.payload(tag))
+    payload = own_payload(tag, layout)
     psfs = load_psfs(payload, layout, cfg)
     parts = redo.fit_parts(file_fingerprint(layout.payload(tag)), psfs, cfg)
     done, why = redo.fit_fingerprint(parts), why_run(tag, layout, cfg, parts)
@@ -267,7 +281,7 @@ def retry_lost(raised: dict[str, BaseException], layout: Layout, cfg) -> tuple[d
 
 def make_psfs(tag: str, layout: Layout, cfg) -> None:
     "Make the PSFs of a patch, and with them what is kept for the other patches of its cell."
-    load_psfs(read_payload(layout.payload(tag)), layout, cfg)
+    load_psfs(own_payload(tag, layout), layout, cfg)
 
 
 def prepare_cells(tags, layout: Layout, cfg) -> None:
