@@ -1,5 +1,6 @@
 """Many tiles: each is its own affair, a finished one is left alone, and the table tells everything."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -187,6 +188,48 @@ def test_a_summary_of_another_kind_is_refused(tmp_path, content):
     with pytest.raises(UserError, match="^[^\n]*table.csv: this is no table of run-many [^\n]*; remove the file, or give --summary another name$"):
         batch.run_many(str(tmp_path / "*.yaml"), str(tmp_path / "table.csv"))
     assert (tmp_path / "table.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("line, why", [("loop/config.yaml", "loop"), ("a\0b.yaml", "null")])
+def test_a_line_that_leads_nowhere_is_named(tmp_path, line, why):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "tiles.txt").write_text(f"# tiles\n{line}\n")
+    with pytest.raises(UserError, match=f"^tiles: [^\n]*tiles.txt line 2: [^\n]* leads nowhere [^\n]*{why}[^\n]*; correct the path or the link$"):
+        batch.run_many(str(tmp_path / "tiles.txt"), str(tmp_path / "table.csv"))
+
+
+def test_the_home_of_nobody_is_a_file_that_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "tiles.txt").write_text("~nosuchuser/config.yaml\n")
+    row, = batch.run_many(str(tmp_path / "tiles.txt"), str(tmp_path / "table.csv")).rows
+    assert row.status == "refused" and "~nosuchuser/config.yaml" in row.first_problem
+
+
+def test_a_table_below_a_link_in_a_circle_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="^--summary: [^\n]*loop/table.csv leads nowhere "):
+        batch.run_many([tmp_path / "a.yaml"], str(tmp_path / "loop" / "table.csv"))
+
+
+def test_a_tile_below_a_link_in_a_circle_is_refused_alone(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    made = places(tmp_path, a={"work_dir": "loop/work"})
+    assert isinstance(made[tmp_path / "b.yaml"], batch.Config)
+    assert "outputs.work_dir: loop/work leads nowhere " in made[tmp_path / "a.yaml"]
+
+
+@pytest.mark.parametrize("owner, name", [(batch.Manifest, "up_to_date"), (Path, "exists")])
+def test_a_disk_that_fails_under_one_tile_ends_no_batch(field, done, monkeypatch, owner, name):
+    """The tile counts as not finished."""
+    good = next(row for row in done.rows if row.config.endswith("good.yaml"))
+    cfg = load_config(good.config)
+    assert batch.is_finished(good, cfg)
+
+    def stale(self, **options):
+        if owner is Path and self.name != "output_catalog.csv":
+            return True
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "images/a.fits")
+    monkeypatch.setattr(owner, name, property(stale) if name == "up_to_date" else stale)
+    assert not batch.is_finished(good, cfg)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "config.YML"])

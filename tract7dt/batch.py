@@ -23,7 +23,7 @@ import pandas as pd
 
 from . import __version__
 from .config import Config, Logging
-from .configfile import load_config
+from .configfile import absolute, load_config
 from .damage import Damaged, read_csv
 from .errors import UserError
 from .files import Layout, fingerprint, safe_name, write_csv, write_text
@@ -83,9 +83,10 @@ def tile_state(cfg: Config) -> str:
     layout = Layout.of(cfg.outputs)
     try:
         manifest = Manifest.load(layout)
+        is_whole = manifest.fits is not None and layout.final_catalog.exists() and manifest.up_to_date
     except (UserError, OSError):
         return ""
-    if manifest.fits is None or not layout.final_catalog.exists() or not manifest.up_to_date:
+    if not is_whole:
         return ""
     settings = {section: values for section, values in cfg.model_dump(mode="json").items() if section not in NOT_THE_RESULT}
     made = (manifest.epsf_fingerprint, manifest.payload_fingerprint, manifest.fits)
@@ -301,7 +302,7 @@ def run_many(tiles: str, summary: str = "run_many.csv", again: bool = False) -> 
     again : bool
         Run finished tiles too.
     """
-    path = Path(summary).resolve()
+    path = absolute(Path.cwd(), summary, "--summary")
     configs = {config: load_tile(config) for config in (tiles if isinstance(tiles, list) else read_tiles(tiles))}
     check_folders(configs)
     rows = starting_rows(configs, {} if again else read_rows(path), path.with_name(f"{path.stem}_logs"))

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from . import __version__
 from .config import Config
-from .errors import UserError, list_some, nearest
+from .errors import UserError, list_some, nearest, one_line
 from .files import make_folder, write_text, writing
 from .keys import KeyInfo, Section, describe_keys
 from .yamlfile import Findings, parse_yaml, plain, read_text
@@ -137,20 +137,29 @@ def check_placeholders(raw: dict, findings: Findings) -> None:
         findings.add(info.key, f" is still '{value}'; set it to your file or folder{none}")
 
 # %% ../nbs/00b_configfile.ipynb #c027
-def absolute(base: Path, path: Path) -> Path:
-    "`path`, seen from `base`, absolute and without symbolic links."
-    return (base / os.path.expanduser(path)).resolve()
+def absolute(base: Path, path: Path | str, origin: str) -> Path:
+    """`path`, seen from `base`, absolute and without symbolic links.
+
+    Raises
+    ------
+    UserError
+        If links lead in a circle, or no file can have that name; `origin` tells where the path was given.
+    """
+    try:
+        return (base / os.path.expanduser(path)).resolve()
+    except (OSError, RuntimeError, ValueError) as failure:
+        raise UserError(one_line(f"{origin}: {path} leads nowhere ({failure}); correct the path or the link")) from failure
 
 # %% ../nbs/00b_configfile.ipynb #c028
 def resolve_paths(cfg: Config, base: Path) -> Config:
     "`cfg` with all paths absolute; `base` is the folder of its file."
-    homes = {"config": base, "work_dir": absolute(base, cfg.outputs.work_dir)}
+    homes = {"config": base, "work_dir": absolute(base, cfg.outputs.work_dir, "outputs.work_dir")}
     updates = {}
     for info in describe_keys(Config):
         section, name = info.key.split(".", 1)
         value = getattr(getattr(cfg, section), name) if "inside" in info.facts else None
         if isinstance(value, Path):
-            updates.setdefault(section, {})[name] = absolute(homes[info.facts["inside"]], value)
+            updates.setdefault(section, {})[name] = absolute(homes[info.facts["inside"]], value, info.key)
     return cfg.model_copy(update={name: getattr(cfg, name).model_copy(update=new) for name, new in updates.items()})
 
 # %% ../nbs/00b_configfile.ipynb #c031
@@ -171,7 +180,10 @@ def make_config(raw: dict, base: Path, findings: Findings) -> Config:
     findings.raise_if_any()
     if is_placeholder(cfg.inputs.gaiaxp_synphot_csv):
         cfg = cfg.model_copy(update={"inputs": cfg.inputs.model_copy(update={"gaiaxp_synphot_csv": None})})
-    return resolve_paths(cfg, base)
+    try:
+        return resolve_paths(cfg, base)
+    except UserError as refusal:
+        raise UserError(f"{findings.path.name}: {refusal}") from refusal
 
 # %% ../nbs/00b_configfile.ipynb #c034
 def load_config(path: Path | str, overrides: dict | None = None) -> Config:
@@ -187,7 +199,7 @@ def load_config(path: Path | str, overrides: dict | None = None) -> Config:
     UserError
         with every problem of the file, a line each.
     """
-    path = absolute(Path.cwd(), Path(path))
+    path = absolute(Path.cwd(), path, "configuration")
     findings = Findings(path)
     raw = parse_yaml(read_text(path), findings)
     for dotted, value in (overrides or {}).items():
@@ -295,7 +307,7 @@ def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> 
     force : bool
         Replace an existing file.
     """
-    out = absolute(Path.cwd(), Path(out))
+    out = absolute(Path.cwd(), out, "--out")
     if out.exists() and not force:
         raise UserError(f"{out}: the file exists; choose another name with --out, or replace it with --force")
     if out.is_dir():

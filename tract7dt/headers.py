@@ -18,6 +18,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, WcsError
 
+from .configfile import absolute
 from .errors import Problems, Unreadable, UserError, list_some, not_read
 from .files import safe_name
 from .fits_image import FitsImage, locate_image
@@ -44,14 +45,20 @@ def read_image_list(path: Path, base: Path, problems: Problems) -> list[Entry]:
         problems.error(f"inputs.image_list_file: {path} holds bytes that are no text; give a text file with one FITS path per line")
         return []
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    entries = [Entry(number, _absolute(line, base)) for number, line in lines if line and not line.startswith("#")]
-    if not entries:
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines:
         problems.error(f"inputs.image_list_file: {path} names no image; write one FITS path per line")
-    return _without_repeats(entries, path, problems)
+    return _without_repeats(_entries(lines, base, path, problems), path, problems)
 
 
-def _absolute(text: str, base: Path) -> Path:
-    return (base / Path(text).expanduser()).resolve()
+def _entries(lines: list[tuple[int, str]], base: Path, path: Path, problems: Problems) -> list[Entry]:
+    entries = []
+    for number, line in lines:
+        try:
+            entries.append(Entry(number, absolute(base, line, f"{path} line {number}")))
+        except UserError as refusal:
+            problems.error(str(refusal))
+    return entries
 
 
 def _without_repeats(entries: list[Entry], path: Path, problems: Problems) -> list[Entry]:

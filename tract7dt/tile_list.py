@@ -10,7 +10,7 @@ import glob
 from pathlib import Path
 
 from .config import Config
-from .configfile import load_config
+from .configfile import absolute, load_config
 from .errors import Problems, UserError, list_some, not_read, told
 from .files import Layout
 
@@ -26,7 +26,7 @@ def read_tiles(tiles: str | Path) -> list[Path]:
     if not glob.has_magic(str(tiles)) and Path(tiles).suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"tiles: {tiles} is a configuration, not a list of them; use tract7dt run, or write its path into a text file and give that")
     if glob.has_magic(str(tiles)):
-        paths = [Path(name).resolve() for name in sorted(glob.glob(str(tiles), recursive=True))]
+        paths = [absolute(Path.cwd(), name, "tiles") for name in sorted(glob.glob(str(tiles), recursive=True))]
         cure = "correct the pattern, and write it in quotes"
     else:
         paths, cure = _listed(Path(tiles)), "write the path of a configuration in each line"
@@ -41,10 +41,10 @@ def read_tiles(tiles: str | Path) -> list[Path]:
 def _listed(path: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as failure:
+    except (OSError, ValueError) as failure:
         cure = "give a text file with the path of a configuration in each line, or a pattern"
         raise UserError(f"tiles: {not_read(path, failure, f'cannot be read ({failure}); {cure}')}") from failure
-    return [(path.parent / Path(line).expanduser()).resolve() for line in lines if line and not line.startswith("#")]
+    return [absolute(path.parent, line, f"tiles: {path} line {number}") for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
 
 
 def load_tile(path: Path) -> Config | str:
