@@ -181,6 +181,30 @@ def test_clicking_a_source_chooses_it(work):
     assert rows == set(inside), "sources outside of the picture cannot be clicked"
 
 
+def test_a_late_click_chooses_nothing(work):
+    """The click on a picture that is not shown any more, as a busy kernel gets it: not the source of the same number in another patch."""
+    inspector = PatchInspector(work)
+    spots, parts = list(inspector.triple.buttons), dict(inspector.map.buttons)
+    inspector.patch.value = inspector.patch.options[-1][1]
+    chosen = inspector.source.value
+    for spot in (spots[1], spots[-1]):
+        spot.click()
+    assert inspector.source.value == chosen
+    inspector.frame.buttons[1, 1].click()
+    before = inspector.patch.value
+    parts[1, 0].click()
+    assert inspector.patch.value == before
+
+
+def test_buttons_that_are_shown_no_more_are_let_go(work):
+    """A widget lives until it is closed; an afternoon of clicks must not fill the memory with buttons."""
+    inspector = PatchInspector(work)
+    old = [*inspector.triple.buttons, *inspector.map.buttons.values()]
+    assert all(part.comm is not None for button in old for part in (button, button.layout))
+    inspector.cell.value = "r01_c01"
+    assert all(part.comm is None for button in old for part in (button, button.layout))
+
+
 def test_spots_lie_on_their_sources(work):
     """The pixel in the middle of a button, counted back through the picture's layout, is where the fit put the source."""
     inspector = PatchInspector(work)

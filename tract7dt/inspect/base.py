@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DPI', 'BORDERS', 'SPOT', 'PRODUCT_ERRORS', 'FinishedRun', 'moved', 'open_work_dir', 'open_run', 'image_paths',
-           'open_band', 'files_by_band', 'png_of', 'Picture', 'ClickGrid', 'SpotPicture', 'sentence', 'table_html',
-           'number', 'Inspector', 'row_of', 'choices']
+           'open_band', 'files_by_band', 'png_of', 'Picture', 'ClickGrid', 'dismiss', 'SpotPicture', 'sentence',
+           'table_html', 'number', 'Inspector', 'row_of', 'choices']
 
 # %% ../../nbs/82_inspect_base.ipynb #c003
 import json
@@ -158,7 +158,7 @@ class ClickGrid(ipywidgets.GridBox):
     def __init__(self, on_click):
         self.picture, self.on_click, self.chosen = ipywidgets.Image(format="png"), on_click, None
         self.picture.layout = ipywidgets.Layout(grid_area="1 / 1 / -1 / -1", width="100%", height="100%")
-        self.buttons, self.tags = {}, {}
+        self.buttons, self.tags, self.look = {}, {}, ipywidgets.ButtonStyle(button_color="transparent")
         super().__init__(children=(self.picture,), layout=ipywidgets.Layout(grid_gap="0px", width="max-content", overflow="visible"))
 
     def divide(self, heights, widths, tips) -> None:
@@ -173,15 +173,16 @@ class ClickGrid(ipywidgets.GridBox):
         """
         self.layout.grid_template_rows = " ".join(f"{h}px" for h in reversed(heights))
         self.layout.grid_template_columns = " ".join(f"{w}px" for w in widths)
-        self.buttons = {place: self._button(place, tip, len(heights)) for place, tip in tips.items()}
+        old, self.buttons = self.buttons, {place: self._button(place, tip, len(heights)) for place, tip in tips.items()}
         self.children = (self.picture, *self.buttons.values())
+        dismiss(old.values())
 
     def _button(self, place, tip: str, rows: int) -> ipywidgets.Button:
         row, column = place
         area = f"{rows - row} / {column + 1}"
-        button = ipywidgets.Button(tooltip=tip, style={"button_color": "transparent"}, layout=ipywidgets.Layout(
+        button = ipywidgets.Button(tooltip=tip, style=self.look, layout=ipywidgets.Layout(
             grid_area=area, width="100%", height="100%", margin="0px", border=BORDERS[False]))
-        button.on_click(lambda _: self.on_click(place))
+        button.on_click(lambda clicked: self.on_click(place) if self.buttons.get(place) is clicked else None)
         return button
 
     def mark(self, place) -> None:
@@ -196,6 +197,12 @@ class ClickGrid(ipywidgets.GridBox):
 
 BORDERS = {True: "3px solid #ffa630", False: "1px solid rgba(128,128,128,0.35)"}
 
+
+def dismiss(buttons) -> None:
+    "Let go of buttons that are shown no more, in the browser as well."
+    for part in (part for button in buttons for part in (button, button.layout)):
+        part.close()
+
 # %% ../../nbs/82_inspect_base.ipynb #c023
 SPOT = 18
 
@@ -205,11 +212,12 @@ class SpotPicture(ipywidgets.GridBox):
 
     def __init__(self, on_click):
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(grid_area="1 / 1", width="100%", margin="0px"))
-        self.on_click, self.buttons, self.targets = on_click, [], []
+        self.on_click, self.buttons, self.targets, self.of = on_click, [], [], None
+        self.look = ipywidgets.ButtonStyle(button_color="transparent")
         super().__init__(children=(self.picture,), layout=ipywidgets.Layout(
             grid_template_columns="100%", justify_items="flex-start", align_items="flex-start", max_width="100%", overflow="visible", display="none"))
 
-    def show(self, picture: Sheet | None, spots=()) -> None:
+    def show(self, picture: Sheet | None, spots=(), of=None) -> None:
         """Show a picture, or nothing.
 
         Parameters
@@ -217,22 +225,27 @@ class SpotPicture(ipywidgets.GridBox):
         picture : Sheet or None
         spots : sequence of (x, y, key, text)
             Pixels of the picture from its upper left corner, what is handed on when it is clicked, and what it is called.
+        of : anything that can be compared
+            What the keys belong to. Late clicks on spots of something else are ignored.
         """
         self.layout.display = "none" if picture is None else None
         self.picture.value, spots = b"" if picture is None else png_of(picture), list(spots)
-        self.targets = [key for _, _, key, _ in spots]
-        self.buttons += [self._button(number) for number in range(len(self.buttons), len(spots))]
+        old, targets = (), [key for _, _, key, _ in spots]
+        if (of, targets) != (self.of, self.targets):
+            old, self.buttons = self.buttons, [self._button(key) for key in targets]
+        self.of, self.targets = of, targets
         if picture is not None:
             width, _ = plan_of(picture, DPI).size
             self.layout.width = f"{width}px"
             for button, (x, y, _, text) in zip(self.buttons, spots):
                 button.layout.margin, button.tooltip = f"calc({100 * y / width:.3f}% - {SPOT // 2}px) 0 0 calc({100 * x / width:.3f}% - {SPOT // 2}px)", text
-        self.children = (self.picture, *self.buttons[:len(spots)])
+        self.children = (self.picture, *self.buttons)
+        dismiss(old)
 
-    def _button(self, number: int) -> ipywidgets.Button:
-        button = ipywidgets.Button(style={"button_color": "transparent"}, layout=ipywidgets.Layout(
+    def _button(self, key) -> ipywidgets.Button:
+        button = ipywidgets.Button(style=self.look, layout=ipywidgets.Layout(
             grid_area="1 / 1", width=f"{SPOT}px", height=f"{SPOT}px", padding="0px", border="none"))
-        button.on_click(lambda _: self.on_click(self.targets[number]))
+        button.on_click(lambda clicked: self.on_click(key) if clicked in self.buttons else None)
         return button
 
     @property

@@ -276,7 +276,7 @@ class PatchInspector(Inspector):
         "Paint the chosen band and source."
         view, source = self.views.get(self.patch.value), self.source.value
         sheet = patch_sheet(view, self.band.value, source) if view else None
-        self.triple.show(sheet, spots_of(view, sheet, self.band.value) if view else ())
+        self.triple.show(sheet, spots_of(view, sheet, self.band.value) if view else (), of=self.patch.value)
         self.strip.show(strip_sheet(view, source) if view else None)
         self.details.value = table_html(source_lines(view, source), SOURCE_HEAD) if view and source is not None else ""
 
