@@ -93,10 +93,15 @@ def fresh_sample(tmp_path_factory):
     return copy
 
 
+NO_PICTURES = "".join(f"  save_{name}: false\n" for name in ("patch_background_diagnostics", "star_local_background_diagnostics", "growth_curve", "residual_diagnostics"))
+
+
 @pytest.fixture(scope="session")
 def sample_run(real_program, fresh_sample):
-    """The folder of a sample tile on which `tract7dt run` was run."""
+    """The folder of a sample tile on which `tract7dt run` was run, without the pictures of stars, patches and sources."""
     folder = fresh_sample("run")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("\npatch_run:\n", "\npatch_run:\n  no_patch_overview: true\n  no_cutouts: true\n").replace("\nepsf:\n", f"\nepsf:\n{NO_PICTURES}"))
     done = real_program("run", "--config", folder / "config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

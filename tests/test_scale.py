@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 from small_inputs import Field, header, rows_at
 
-from tract7dt import executors, frames, machine, payload, run
+from tract7dt import executors, frames, machine, payload, redo, run
 from tract7dt import tile as tile_room
 from tract7dt.config import Config
 from tract7dt.epsf.band import frame_and_numbers
@@ -184,7 +184,7 @@ def patch_catalogs(folder, patches, bands):
         tag = f"r00_c00_pr{k // 100:02d}_pc{k % 100:02d}"
         layout.patch_catalog(tag).parent.mkdir(parents=True)
         layout.patch_catalog(tag).write_text(text)
-        layout.patch_meta(tag).write_text(json.dumps({"fit_fingerprint": "done"}))
+        layout.patch_meta(tag).write_text(json.dumps({"fit_fingerprint": "done", "written": redo.marks(layout.patch_catalog(tag))}))
         fits_done[tag] = "done"
     return layout, fits_done
 
