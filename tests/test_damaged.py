@@ -1,11 +1,13 @@
 """Products that something damaged between two commands: a line that names the file and the cure, exit code 2, never a traceback."""
 
+import json
 import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 from small_inputs import sky
 from test_bad_days import QUICK, small_tile
 
@@ -13,7 +15,10 @@ from tract7dt.cli import cli
 from tract7dt.commands import commands
 from tract7dt.configfile import load_config
 from tract7dt.damage import Damaged
+from tract7dt.epsf.others import read_stamp
+from tract7dt.epsf.use import saved_stamp
 from tract7dt.files import Layout
+from tract7dt.inspect.epsf import read_band_view, read_summary
 from tract7dt.manifest import Manifest
 from tract7dt.merge import read_catalog, write_catalog
 
@@ -40,6 +45,8 @@ def broken(content, how):
     if how == "word":  # in place of all numbers of the second row
         first, second, *rest = content.splitlines(keepends=True)
         return b"".join([first, re.sub(rb"\d+\.\d+", b"x", second), *rest])
+    if how == "nothing":
+        return content
     if how == "column":
         return b"".join(line.split(b",", 1)[1] for line in content.splitlines(keepends=True))
     return content[:int(len(content) * SHARES[how])] if how in SHARES else BYTES[how]
@@ -122,6 +129,48 @@ def test_a_damaged_catalog_is_named_whatever_its_format(finished, tmp_path, suff
     assert len(refusals) > 5 and all(f"{path}: damaged or of another version (" in text and text.endswith("; run tract7dt merge again") for text in refusals)
 
 
+@pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")
+@pytest.mark.parametrize("byte", b"\x00'(")
+def test_one_wrong_byte_in_the_header_of_an_epsf_is_damage(tmp_path, byte):
+    """Or harmless; it never ends in another error."""
+    path = tmp_path / "epsf.npy"
+    np.save(path, np.ones((5, 5)))
+    good, refusals = path.read_bytes(), 0
+    for at in range(128):
+        path.write_bytes(good[:at] + bytes([byte]) + good[at + 1:])
+        try:
+            saved_stamp(path)
+        except Damaged as refusal:
+            refusals += str(refusal).startswith(f"{path}: damaged or of another version (")
+    assert refusals > 30
+
+
+def test_an_inspector_names_an_epsf_that_is_damaged(finished, damage):
+    path = damage("epsf.npy", "half")
+    layout = Layout.of(load_config(finished).outputs)
+    band = path.parent.parent.name
+    with pytest.raises(Damaged, match="epsf.npy: damaged or of another version .*; run tract7dt run-epsf again"):
+        read_band_view(layout, band, read_summary(layout)[band])
+
+
+def test_a_psf_of_the_user_that_is_damaged_is_refused_with_the_key(tmp_path):
+    """Wrong bytes in the header; a file that may not be read is told as what it is."""
+    path, random, refusals = tmp_path / "psf.fits", np.random.default_rng(1), []
+    fits.writeto(path, np.outer(*[np.exp(-np.linspace(-2, 2, 25) ** 2)] * 2))
+    good = path.read_bytes()
+    for at, byte in random.integers(0, [480, 256], (300, 2)):
+        path.write_bytes(good[:at] + bytes([byte]) + good[at + 1:])
+        try:
+            read_stamp(path)
+        except UserError as refusal:
+            refusals.append(str(refusal))
+    assert len(refusals) > 20 and all(str(path) in text and "epsf.psf_fits" in text for text in refusals)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="^epsf.psf_fits: [^\n]*psf.fits: cannot be read .Is a directory; remove the folder that stands in its place.$"):
+        read_stamp(path)
+
+
 @pytest.mark.parametrize("pattern, command", [
     ("manifest.json", "merge"), ("manifest.json", "run"), ("tile.json", "merge"), ("tile/catalog.csv", "merge"), ("patches.csv", "model"),
     ("output_catalog.csv", "model"), ("epsf_summary.json", "report"), ("psf_model.fits", "model"), ("epsf.npy", "model"),
@@ -192,6 +241,29 @@ def test_a_patch_whose_files_are_damaged_is_fitted_again_and_only_that(finished,
     with caplog.at_level("INFO", "tract7dt.run"):
         assert all(cli([command, str(finished)], commands()) == 0 for command in ("run-patches", "merge", "compute-zp"))
     assert f"1 patch fitted: {why}" in caplog.text and good.exists() and catalog.read_bytes() == before
+
+
+@pytest.mark.parametrize("change, why", [
+    (dict(fit_fingerprint=None), "its record is damaged"), (dict(pictures={"overview": None}), "not fitted before"),
+    (dict(written={"a.csv": 3}), "not fitted before"),
+])
+def test_a_record_with_other_values_is_one_patch_fitted_again(finished, damage, caplog, change, why):
+    """What the merge refuses is what the next fit makes again."""
+    path = damage("outputs/*/meta.json", "nothing")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert cli(["merge", str(finished)], commands()) == 2
+    with caplog.at_level("INFO", "tract7dt.run"):
+        assert all(cli([command, str(finished)], commands()) == 0 for command in ("run-patches", "merge"))
+    assert f"1 patch fitted: {why}" in caplog.text
+
+
+@pytest.mark.parametrize("command, code", [("run-patches", 1), ("merge", 2)])
+def test_a_record_that_cannot_be_read_now_is_named(finished, damage, capfd, command, code):
+    """It does not mean that its patch was not fitted, or that its catalog is damaged."""
+    path = damage("outputs/*/meta.json", "folder")
+    assert cli([command, str(finished)], commands()) == code
+    said = capfd.readouterr()
+    assert f"{path}: cannot be read (Is a directory; remove the folder that stands in its place)" in said.out + said.err
 
 
 @pytest.mark.parametrize("how", ["empty", "binary", "half"])

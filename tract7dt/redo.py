@@ -12,10 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from . import __version__
 from .damage import read_json
-from .errors import UserError, list_some
+from .errors import Unreadable, UserError, list_some
 from .files import Layout, file_fingerprint, fingerprint
 from .fit.tractor_build import require_tractor
 from .manifest import fit_settings
@@ -45,19 +46,32 @@ def fit_fingerprint(parts: dict) -> str:
     return fingerprint(parts)
 
 # %% ../nbs/51a_redo.ipynb #c008
-PARTS = {"program": str, "payload": str, "psfs": dict, "settings": dict}
-RECORDS = {"made_from": dict, "written": dict, "pictures": dict}
+PARTS = {"program": TypeAdapter(str), "payload": TypeAdapter(str), "psfs": TypeAdapter(dict[str, list[str]]), "settings": TypeAdapter(dict)}
+RECORDS = {"made_from": TypeAdapter(dict), "written": TypeAdapter(dict[str, str]), "pictures": TypeAdapter(dict[str, list[str]])}
 
 
-def has_kinds(values: dict, kinds: dict[str, type]) -> bool:
+def has_kinds(values: dict, kinds: dict[str, TypeAdapter]) -> bool:
     "Whether those of the values that are there are of their kinds."
-    return all(isinstance(values.get(name, kind()), kind) for name, kind in kinds.items())
+    try:
+        for name in kinds.keys() & values.keys():
+            kinds[name].validate_python(values[name], strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def read_meta(path: Path) -> dict:
-    "The record of a fitted patch; an empty one where there is none, or none that can be read."
+    """The record of a fitted patch; an empty one where there is none, or one that does not hold what it should.
+
+    Raises
+    ------
+    Unreadable
+        If it cannot be read for a reason that lies outside of it: then nobody knows whether the patch was fitted.
+    """
     try:
         meta = read_json(path, "run-patches")
+    except Unreadable:
+        raise
     except UserError:
         return {}
     return meta if has_kinds(meta, RECORDS) and has_kinds(meta.get("made_from", {}), PARTS) else {}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'JOINED_AT_ONCE', 'psf_record', 'stage_record', 'optimizer_record', 'patch_meta', 'stalls', 'prior_counts',
-           'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'why_run', 'remove_results', 'write_results',
-           'own_payload', 'run_patch', 'RunSummary', 'collect', 'retry_lost', 'make_psfs', 'prepare_cells',
-           'run_patches', 'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
+           'patch_log', 'is_done', 'PatchDone', 'picture_problem', 'why_not_done', 'why_run', 'remove_results',
+           'write_results', 'own_payload', 'run_patch', 'RunSummary', 'collect', 'retry_lost', 'make_psfs',
+           'prepare_cells', 'run_patches', 'read_lines', 'joined', 'typed_catalog', 'read_patch_catalogs']
 
 # %% ../nbs/51_run.ipynb #c003
 import csv
@@ -140,14 +140,21 @@ def picture_problem(fit: PatchFit, layout: Layout, cfg) -> str:
         return f"{fit.payload.patch.tag}: no pictures ({type(failure).__name__}: {failure})"
 
 
+def why_not_done(meta: dict, parts: dict) -> str:
+    "Why a record (`meta`) of a fit made from `parts` does not vouch for the patch's files."
+    if "written" not in meta:
+        return "an earlier version fitted it, which did not record its files"
+    return "its catalog is missing or damaged" if meta.get("fit_fingerprint") == redo.fit_fingerprint(parts) else "its record is damaged"
+
+
 def why_run(tag: str, layout: Layout, cfg, parts: dict) -> str:
     "Why a patch that would be fitted from `parts` has to be; empty if all that is asked for is there."
     meta, folder = redo.read_meta(layout.patch_meta(tag)), layout.patch_dir(tag)
     why = redo.why_fit(meta.get("made_from"), parts)
     if why or not cfg.patch_run.resume:
         return why or "patch_run.resume is off"
-    if not redo.is_whole(folder, meta.get("written", {})):
-        return "its catalog is missing or damaged" if "written" in meta else "an earlier version fitted it, which did not record its files"
+    if not is_done(layout, tag, redo.fit_fingerprint(parts)):
+        return why_not_done(meta, parts)
     return "its pictures are missing" if redo.lacks_pictures(folder, meta.get("pictures", {}), cfg.patch_run) else ""
 
 
