@@ -350,7 +350,7 @@ def test_missing_and_damaged_products_are_told(inspector, name, missing, damaged
 
 
 GONE = ["EPSFs", "EPSFs/m500", "EPSFs/epsf_summary.json EPSFs/m650/r00_c00", "patches", "patch_payloads", "outputs",
-        "outputs/run_summary.csv outputs/r00_c00_pr00_pc00", "output_catalog.csv", "ZP tile bright_mask wcs.fits"]
+        "outputs/run_summary.csv outputs/r00_c00_pr00_pc00", "patch_payloads/r01_c01_pr01_pc01.fits.gz", "output_catalog.csv", "ZP tile bright_mask wcs.fits"]
 
 
 @pytest.mark.parametrize("gone", GONE)
@@ -365,6 +365,8 @@ def test_whatever_is_gone_every_control_still_works(gone, copy):
             if control is not None and len(control.options) > 1:
                 control.value = control._options_full[-1][1]
         assert any(shown(opened)) or TROUBLE in opened.message.value, (gone, kind)
+        if kind is PatchInspector and not any(shown(opened)):
+            assert not getattr(opened.source, "options", ()) and not opened.band.options, "what belongs to a patch goes with its pictures"
         assert len(opened.message.value) < 500
 
 
@@ -373,6 +375,19 @@ def test_a_row_of_a_batch_is_a_run(inspector, work):
     """What `run-many` says of a tile leads to the tile's run."""
     row = TileRow(str(next(work.glob("config_used_*.yaml"))), status="done")
     assert any(shown(inspector(row))) and shown(inspector(row)) == shown(inspector(work))
+
+
+def test_a_patch_that_cannot_be_read_offers_nothing(copy):
+    """No source and no band of the patch before it can be chosen, and the patch after it is as it was."""
+    inspector = PatchInspector(copy)
+    first, second = (tag for _, tag in inspector.patch.options[:2])
+    before, options = shown(inspector), inspector.source.options
+    (copy / f"patch_payloads/{second}.fits.gz").unlink()
+    inspector.patch.value = second
+    assert TROUBLE in inspector.message.value and not any(shown(inspector)) and inspector.details.value == ""
+    assert inspector.source.options == () and inspector.band.options == () and inspector.triple.buttons == []
+    inspector.patch.value = first
+    assert shown(inspector) == before and inspector.source.options == options and inspector.message.value == ""
 
 
 def test_a_broken_band_leaves_the_others_alone(copy):

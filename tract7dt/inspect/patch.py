@@ -267,9 +267,9 @@ class PatchInspector(Inspector):
         view = self.view()
         if view:
             self.say(view.note, trouble=True)
-            bands, options = [ALL, *view.bands], source_options(view)
-            choices(self.band, bands, self.band.value if self.band.value in bands else ALL, self.show_pixels)
-            choices(self.source, options, options[0][1] if options else None, self.show_pixels)
+        bands, options = [ALL, *view.bands] if view else [], source_options(view) if view else []
+        choices(self.band, bands, self.band.value if self.band.value in bands else next(iter(bands), None), self.show_pixels)
+        choices(self.source, options, options[0][1] if options else None, self.show_pixels)
         self.show_pixels()
 
     def show_pixels(self, _=None) -> None:
