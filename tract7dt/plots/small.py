@@ -160,7 +160,8 @@ def zero_points_picture(solution) -> Figure | None:
     if not bands:
         return None
     figure = Figure(figsize=(max(3.2, min(7.0, 1.2 + 0.45 * len(bands))), 2.4))
-    axes = figure.add_axes((0.16, 0.27, 0.82, 0.67))
+    left = 0.75 / figure.get_figwidth()
+    axes = figure.add_axes((left, 0.2, 0.98 - left, 0.74), xlim=(-0.6, len(bands) - 0.4))
     stars = solution.stars[solution.stars["band"].isin(bands)]
     place = stars["band"].map({band: k for k, band in enumerate(bands)}).to_numpy(float)
     off = stars["zp"].to_numpy(float) - stars["band"].map({band: zero.zp for band, zero in solution.bands.items()}).to_numpy(float)
@@ -172,7 +173,7 @@ def zero_points_picture(solution) -> Figure | None:
     kept = np.abs(off[stars["is_kept"].to_numpy(bool)])
     limit = max(0.02, 2.5 * float(kept.max(initial=0.0)))
     axes.set_ylim(-limit, limit)
-    axes.set_xticks(range(len(bands)), bands, rotation=90 if len(bands) > 8 else 30, fontsize=8)
+    axes.set_xticks(range(len(bands)), bands, rotation=90 if len(bands) > 8 else 0, fontsize=8)
     axes.set_ylabel("star - zero point (mag)", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     return figure
