@@ -18,11 +18,12 @@ from tract7dt.epsf.model import BandPSF
 from tract7dt.errors import UserError
 from tract7dt.files import Layout
 from tract7dt.gaia_table import load_gaia
-from tract7dt.inspect.base import open_band, open_run, table_html
+from tract7dt.inspect import base
+from tract7dt.inspect.base import files_by_band, open_band, open_run, table_html
 from tract7dt.inspect.epsf import EPSFInspector, fits_sheet, listed
 from tract7dt.inspect.maps import read_index
 from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, patch_sheet, read_patch, source_lines, spots_of
-from tract7dt.inspect.source import MOST_LISTED, SourceInspector, wavelengths
+from tract7dt.inspect.source import MOST_LISTED, SourceInspector, start_lines, wavelengths
 from tract7dt.inspect.zp import ZeroPointInspector
 from tract7dt.merge import read_catalog
 from tract7dt.plots.sheet import plan_of
@@ -421,6 +422,80 @@ def test_without_the_images_the_stamps_are_shown(copy):
     assert all(shown(patches)), "payloads hold all that patches need"
     with pytest.raises(UserError, match="not where it was"):
         open_band(open_run(copy), "m500")
+
+
+def test_images_that_are_put_back_are_found(copy, tmp_path):
+    """An absence is not remembered, nor what another file said under the same name."""
+    images = tmp_path / "images"
+    images.mkdir()
+    run, paths = open_run(copy), {name: images / f"{name}.fits" for name in ("one", "two")}
+    known = {band: open_band(run, band).path for band in BANDS}
+    shutil.copy(known["m500"], paths["one"])
+    assert files_by_band(tuple(paths.values())) == {"m500": paths["one"]}
+    shutil.copy(known["m650"], paths["two"])
+    assert files_by_band(tuple(paths.values())) == {"m500": paths["one"], "m650": paths["two"]}
+    paths["one"].unlink()
+    shutil.copy(known["m750"], paths["one"])
+    assert files_by_band(tuple(paths.values())) == {"m750": paths["one"], "m650": paths["two"]}
+
+
+@pytest.mark.parametrize("inspector", (PatchInspector, SourceInspector))
+def test_a_source_can_be_found_again(inspector, work, catalog):
+    """The field is empty afterwards, an empty field asks for nothing, and a complaint goes with the next choice."""
+    opened = inspector(work)
+    wanted = catalog.ID[(catalog.patch_tag == "r01_c00_pr00_pc01") & (catalog.stype_fit != "")].iloc[-1]
+
+    def chosen():
+        return opened.chosen.fate["ID"] if inspector is SourceInspector else opened.view().sources.ID[opened.source.value]
+    for _ in range(2):
+        opened.find.value = wanted
+        assert chosen() == wanted and opened.find.value == "" and opened.message.value == ""
+        opened.source.value = next(value for _, value in opened.source._options_full if value != opened.source.value)
+        assert chosen() != wanted
+    before = chosen()
+    opened.find.value = "nobody"
+    assert "nobody: no such source" in opened.message.value and chosen() == before
+    opened.find.value = ""
+    assert ": no such source" not in opened.message.value.replace("nobody: ", "")
+    opened.source.value = next(value for _, value in opened.source._options_full if value != opened.source.value)
+    assert opened.message.value == ""
+
+
+def test_a_source_of_a_patch_that_is_not_listed_is_told(copy, catalog):
+    path = copy / "patches/patches.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "r00_c01_pr01_pc01" not in line))
+    inspector = PatchInspector(copy)
+    inspector.find.value = catalog.ID[catalog.patch_tag == "r00_c01_pr01_pc01"].iloc[0]
+    assert "patch r00_c01_pr01_pc01, which patches.csv does not list; run" in inspector.message.value
+
+
+@pytest.mark.parametrize("inspector", INSPECTORS)
+def test_what_is_no_run_is_told(inspector):
+    assert "None is no run; give a configuration" in inspector(None).message.value
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"config"', "3", '{"config": null}', "{}"])
+def test_a_manifest_that_is_none_is_told(text, copy):
+    (copy / "manifest.json").write_text(text)
+    assert re.search("manifest.json: (cannot be understood|damaged)", EPSFInspector(copy).message.value)
+
+
+def test_a_limit_has_no_error():
+    """The fit gives 0 as the error of a parameter that ended at its limit: that is no error of nothing."""
+    view = SimpleNamespace(values=pd.Series({"Re_fit": 0.1, "Re_err_fit": 0.0, "ELL_fit": 0.5, "ELL_err_fit": 0.1}), start={"Re": 1.0, "ELL": 0.3})
+    assert start_lines(view) == [("Re", "1.00", "0.100", "–", "–"), ("ELL", "0.30", "0.500", "0.100", "+2.0")]
+
+
+@pytest.mark.parametrize("inspector, names", [(PatchInspector, ("views", "maps")), (SourceInspector, ("views",))])
+def test_what_was_read_is_forgotten_in_the_end(inspector, names, work, catalog, monkeypatch):
+    """Of an afternoon's patches only the last ones stay in memory."""
+    monkeypatch.setattr(base, "MOST_KEPT", 2)
+    opened = inspector(work)
+    for tag in ("r00_c01_pr00_pc00", "r01_c00_pr00_pc00", "r01_c01_pr00_pc00", "r00_c00_pr00_pc00"):
+        opened.find.value = catalog.ID[(catalog.patch_tag == tag) & (catalog.stype_fit != "")].iloc[0]
+        assert all(shown(opened))
+    assert all(len(getattr(opened, name)) == 2 for name in names)
 
 
 def test_before_the_merge_the_patch_catalogs_serve(copy):

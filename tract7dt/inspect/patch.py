@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALL', 'SOURCE_HEAD', 'PatchView', 'worst_difference', 'note_of', 'find_fit', 'read_patch', 'painted', 'patch_sheet',
-           'spots_of', 'strip_sheet', 'flags_of', 'source_options', 'source_lines', 'PatchInspector', 'mark_tag']
+           'spots_of', 'strip_sheet', 'flags_of', 'source_options', 'source_lines', 'PatchInspector', 'patch_tag_of',
+           'mark_tag']
 
 # %% ../../nbs/84_inspect_patch.ipynb #c003
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..damage import read_csv
 from ..errors import UserError
 from ..files import Layout
 from ..fit.flags import describe_flags
-from .base import DPI, ClickGrid, FinishedRun, Inspector, Picture, SpotPicture, choices, number, png_of, row_of, table_html
+from .base import DPI, ClickGrid, FinishedRun, Inspector, Picture, SpotPicture, choices, number, png_of, remember, row_of, table_html
 from .maps import band_names, base_box, divisions, hull, map_sheet, read_index, read_map, read_patches
 from ..patch_fit import PatchFit, fit_patch, load_psfs
 from ..payload import Payload, read_payload
@@ -190,7 +191,7 @@ class PatchInspector(Inspector):
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.frame, self.map = ClickGrid(self.choose_cell), ClickGrid(self.choose_patch)
         self.triple, self.strip, self.details = SpotPicture(self.choose_source), Picture(), ipywidgets.HTML()
-        self.views, self.maps = {}, {}
+        self.views, self.maps, self.whole = {}, {}, None
         self.when({self.cell: self.show_cell, self.patch: self.show_patch, self.band: self.show_pixels, self.source: self.show_pixels,
                    self.find: self.go_to})
         self.children = (self.message, row_of(self.frame, self.map, ipywidgets.VBox([self.find, self.cell, self.patch, self.band])),
@@ -212,8 +213,9 @@ class PatchInspector(Inspector):
     def draw_map(self, grid: ClickGrid, key: str, boxes: dict[str, Box]) -> None:
         "Show a map, made once, with its buttons."
         if key not in self.maps:
-            self.maps[key] = read_map(self.run, band_names(self.run), boxes, self.index, self.maps.get(""))
+            remember(self.maps, key, read_map(self.run, band_names(self.run), boxes, self.index, self.whole))
         view = self.maps[key]
+        self.whole = self.whole or view
         heights, widths, places = divisions(view)
         grid.tags = {place: tag for tag, place in places.items()}
         grid.divide(heights, widths, grid.tags)
@@ -229,27 +231,38 @@ class PatchInspector(Inspector):
         self.source.value = row
 
     def go_to(self, _=None) -> None:
-        "Show the patch of the source whose ID was asked for."
+        "Show the patch of the source whose ID was asked for, and empty the field for the next one."
         wanted = self.find.value.strip()
-        row = self.index[self.index["ID"] == wanted]
-        if not wanted or row.empty or not row["patch_tag"].iloc[0]:
-            self.say(f"{wanted}: no such source" if row.empty else f"{wanted} was not fitted: {row['excluded_reason'].iloc[0]}", trouble=True)
-            return
-        tag = row["patch_tag"].iloc[0]
+        if wanted and self.told(self.show_named, wanted):
+            self.find.value = ""
+
+    def show_named(self, wanted: str) -> bool:
+        """Show a source in its patch; False when the patch cannot be read.
+
+        Raises
+        ------
+        UserError
+            If there is no such source, or no fit of it.
+        """
+        tag = patch_tag_of(wanted, self.index, self.patches)
         choices(self.cell, self.cell.options, self.patches.loc[tag, "epsf_tag"], self.show_cell)
         self.show_cell(tag=tag)
-        view = self.view()
+        view = self.views.get(tag)
+        if view and wanted not in set(view.sources["ID"]):
+            raise UserError(f"{wanted} took no part in the fit of patch {tag}; run tract7dt run-patches again")
         if view:
             self.source.value = view.sources["ID"].tolist().index(wanted)
+        return view is not None
 
     def view(self) -> PatchView | None:
         "The chosen patch, fitted once."
         tag = self.patch.value
         if tag not in self.views:
             self.say(f"reading {tag} …")
-            view = self.told(read_patch, self.run, tag)
-            self.views |= {tag: view} if view else {}
-        return self.views.get(tag)
+        view = self.views.get(tag) or self.told(read_patch, self.run, tag)
+        if view:
+            remember(self.views, tag, view)
+        return view
 
     def show_cell(self, _=None, tag: str | None = None) -> None:
         "Show another cell: its map, and a patch, the first unless it is named."
@@ -272,13 +285,34 @@ class PatchInspector(Inspector):
         choices(self.source, options, options[0][1] if options else None, self.show_pixels)
         self.show_pixels()
 
-    def show_pixels(self, _=None) -> None:
-        "Paint the chosen band and source."
+    def show_pixels(self, change=None) -> None:
+        "Paint the chosen band and source; what was said of an earlier choice goes."
         view, source = self.views.get(self.patch.value), self.source.value
+        if view and change is not None:
+            self.say(view.note, trouble=True)
         sheet = patch_sheet(view, self.band.value, source) if view else None
         self.triple.show(sheet, spots_of(view, sheet, self.band.value) if view else (), of=self.patch.value)
         self.strip.show(strip_sheet(view, source) if view else None)
         self.details.value = table_html(source_lines(view, source), SOURCE_HEAD) if view and source is not None else ""
+
+
+def patch_tag_of(wanted: str, index: pd.DataFrame, patches: pd.DataFrame) -> str:
+    """The patch that measured a source.
+
+    Raises
+    ------
+    UserError
+        If there is no such source, it was not fitted, or its patch is not listed.
+    """
+    row = index[index["ID"] == wanted]
+    if row.empty:
+        raise UserError(f"{wanted}: no such source")
+    tag = row["patch_tag"].iloc[0]
+    if not tag:
+        raise UserError(f"{wanted} was not fitted: {row['excluded_reason'].iloc[0]}")
+    if tag not in patches.index:
+        raise UserError(f"{wanted} was fitted in patch {tag}, which patches.csv does not list; run tract7dt build-patches again")
+    return tag
 
 
 def mark_tag(grid: ClickGrid, tag: str) -> None:

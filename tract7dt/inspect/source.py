@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ..catalog import start_shapes
 from ..errors import UserError
 from ..fit.flags import FLAGS
-from .base import FinishedRun, Inspector, Picture, choices, number, row_of, table_html
+from .base import FinishedRun, Inspector, Picture, choices, number, remember, row_of, table_html
 from .maps import base_box, read_index, read_patches
 from .patch import PatchView, flags_of, read_patch
 from ..plots.base import PALETTE
@@ -135,13 +135,14 @@ def start_lines(view: SourceView, band: str | None = None) -> list[tuple[str, ..
         if end is not None and np.isfinite(end):
             change = end - view.start[name]
             change = (change + 90) % 180 - 90 if name == "THETA" else change
-            lines.append((name, number(view.start[name], "{:.2f}"), number(end, "{:.3f}"), number(error, "{:.3f}"), number(change / error if error else np.nan, "{:+.1f}")))
+            error = error or np.nan
+            lines.append((name, number(view.start[name], "{:.2f}"), number(end, "{:.3f}"), number(error, "{:.3f}"), number(change / error, "{:+.1f}")))
     return lines
 
 
 START_HEAD = ("", "start", "fit", "error", "change/σ")
 
-# %% ../../nbs/85_inspect_source.ipynb #c020
+# %% ../../nbs/85_inspect_source.ipynb #c021
 def band_values(view: SourceView, pattern: str) -> np.ndarray:
     "A value of each band, NaN where the table has none."
     return np.array([pd.to_numeric(view.values.get(pattern.format(band), np.nan), errors="coerce") for band in view.patch.bands], float)
@@ -165,13 +166,13 @@ def sed_figure(view: SourceView) -> Figure:
     axes.set_title(f"{view.values['ID']}: {view.values['stype_fit']}", fontsize=9, loc="left", y=1.0)
     return figure
 
-# %% ../../nbs/85_inspect_source.ipynb #c023
+# %% ../../nbs/85_inspect_source.ipynb #c024
 def montage(view: SourceView, half: int = 20) -> Sheet:
     "Data, model and residual in every band, in windows of `2 * half + 1` pixels."
     sheet = montage_sheet(view.patch.paint, view.row, half)
     return replace(sheet, inches=min(1.3, 12.5 / len(view.patch.bands)))
 
-# %% ../../nbs/85_inspect_source.ipynb #c026
+# %% ../../nbs/85_inspect_source.ipynb #c027
 def total_flux(sources: pd.DataFrame, bands) -> np.ndarray:
     "Fitted flux in all bands together."
     return np.nansum([sources[f"FLUX_{band}_fit"].to_numpy(float) for band in bands], axis=0)
@@ -190,7 +191,7 @@ def neighbour_lines(view: SourceView, radius: float = 40.0, most: int = 10) -> l
 
 NEIGHBOUR_HEAD = ("neighbour", "pixels", "type", "light", "flags")
 
-# %% ../../nbs/85_inspect_source.ipynb #c029
+# %% ../../nbs/85_inspect_source.ipynb #c030
 MOST_LISTED = 300
 
 
@@ -240,15 +241,16 @@ class SourceInspector(Inspector):
         self.show_source()
 
     def go_to(self, _=None) -> None:
-        "Show the source whose ID was asked for."
+        "Show the source whose ID was asked for, and empty the field for the next one."
         wanted = self.find.value.strip()
-        if wanted not in set(self.index["ID"]):
+        if wanted and wanted not in set(self.index["ID"]):
             self.say(f"{wanted}: no such source", trouble=True)
-        else:
+        elif wanted:
             others = [each for each in self.source.options if each != wanted]
             choices(self.source, [wanted, *others[:MOST_LISTED - 1]], wanted, self.show_source)
             self.say("")
             self.show_source()
+            self.find.value = ""
 
     def view(self) -> SourceView | None:
         "The chosen source; its patch is fitted once."
@@ -260,8 +262,7 @@ class SourceInspector(Inspector):
     def read_view(self, fate: pd.Series) -> SourceView:
         "The view of a row of the index."
         tag = patch_of(fate, self.patches)
-        if tag not in self.views:
-            self.views[tag] = read_patch(self.run, tag)
+        remember(self.views, tag, self.views.get(tag) or read_patch(self.run, tag))
         if self.views[tag].note:
             self.say(self.views[tag].note, trouble=True)
         return source_view(fate, self.views[tag], self.run.cfg.patch_run)
