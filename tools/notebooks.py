@@ -67,7 +67,7 @@ def neutral_file(path: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Run a notebook from its folder and write its outputs into it; stops at the first error."""
+    """Run a notebook from its folder and write its outputs into it, in place of all earlier ones; stops at the first error."""
     import os
 
     from execnb.nbio import read_nb, write_nb
@@ -75,6 +75,9 @@ def run(path: Path) -> None:
 
     os.chdir(path.parent)
     notebook = read_nb(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not NOT_RUN.search(cell.source):
+            cell.outputs = []
     shell = CaptureShell(path, mpl_format="png")
     shell.run_all(notebook, exc_stop=True, preproc=lambda cell: bool(NOT_RUN.search(cell.source)))
     write_nb(notebook, path)
