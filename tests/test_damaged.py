@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,11 @@ from tract7dt.configfile import load_config
 from tract7dt.damage import Damaged
 from tract7dt.epsf.others import read_stamp
 from tract7dt.epsf.use import saved_stamp
+from tract7dt.errors import UserError
 from tract7dt.files import Layout
 from tract7dt.inspect.epsf import read_band_view, read_summary
 from tract7dt.manifest import Manifest
+from tract7dt.payload import read_payload, write_payload
 from tract7dt.merge import read_catalog, write_catalog
 
 BYTES = {"empty": b"", "list": b"[]", "object": b"{}", "binary": b"\x00\xff\xfe\x01\n\x00", "text": b"a,b\n1,2\n", "ragged": b"ID\n1,2,3\n"}
@@ -153,6 +156,7 @@ def test_an_inspector_names_an_epsf_that_is_damaged(finished, damage):
         read_band_view(layout, band, read_summary(layout)[band])
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # astropy leaves files open that it refuses
 def test_a_psf_of_the_user_that_is_damaged_is_refused_with_the_key(tmp_path):
     """Wrong bytes in the header; a file that may not be read is told as what it is."""
     path, random, refusals = tmp_path / "psf.fits", np.random.default_rng(1), []
@@ -164,7 +168,7 @@ def test_a_psf_of_the_user_that_is_damaged_is_refused_with_the_key(tmp_path):
             read_stamp(path)
         except UserError as refusal:
             refusals.append(str(refusal))
-    assert len(refusals) > 20 and all(str(path) in text and "epsf.psf_fits" in text for text in refusals)
+    assert len(refusals) > 20 and [text for text in refusals if str(path) not in text or "epsf.psf_fits" not in text] == []
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match="^epsf.psf_fits: [^\n]*psf.fits: cannot be read .Is a directory; remove the folder that stands in its place.$"):
@@ -214,6 +218,49 @@ def test_a_payload_of_another_patch_is_one_patch_that_failed_with_its_cure(finis
     problem, = [line for line in capfd.readouterr().out.splitlines() if line.startswith("problem: ")]
     assert f"{path}: damaged or of another version (it is the payload of {other.name.removesuffix('.fits.gz')}" in problem
     assert problem.endswith("run tract7dt build-patch-inputs again")
+
+
+@pytest.mark.parametrize("name", ["psf_model.fits", "epsf.npy"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_epsfs_of_another_band_are_named_with_their_cure(finished, damage, capfd, name, recorded):
+    """Models without a record (of an earlier version) are known by the band in them; of such stamps nothing tells."""
+    path = damage(f"m425/**/{name}", "gone")
+    shutil.copy(str(path).replace("m425", "m400"), path)
+    if not recorded:
+        manifest = finished.parent / "work" / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"written": {}}))
+    code = cli(["run-patches", str(finished)], commands())
+    said = capfd.readouterr()
+    if recorded:
+        assert code == 2 and said.err == f"tract7dt: {path}: damaged or of another version (it is not the file that run-epsf wrote); run tract7dt run-epsf again\n"
+    elif name == "psf_model.fits":
+        assert code == 1 and said.out.count(f"{path}: damaged or of another version (it is the model of m400); run tract7dt run-epsf again") == 4
+    else:
+        assert code == 0
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda stamp: stamp[26:29, 26:29], "3 samples a side with the sum"), (lambda stamp: np.where(stamp == stamp.max(), np.nan, stamp), "1 of its values are not finite"),
+    (lambda stamp: 2 * stamp, "with the sum 2, its model has 55 with 1"),
+])
+def test_a_stamp_that_cannot_be_of_its_model_is_named_with_its_cure(finished, damage, capfd, change, why):
+    """In a work directory without a record of the stamps."""
+    path, manifest = damage("m400/r00_c00/epsf.npy", "nothing"), damage("manifest.json", "nothing")
+    np.save(path, change(np.load(path)).astype("f4"))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"written": {}}))
+    assert cli(["run-patches", str(finished)], commands()) == 1
+    said = capfd.readouterr().out
+    assert f"{path}: damaged or of another version ({why}" in said and "run tract7dt run-epsf again" in said
+
+
+def test_a_payload_that_was_replaced_is_one_patch_that_failed_with_its_cure(finished, damage, capfd):
+    """Another payload of the same patch, such as one of other settings."""
+    path = damage("*.fits.gz", "nothing")
+    payload = read_payload(path)
+    write_payload(replace(payload, sources=payload.sources.iloc[:1]), path)
+    assert cli(["run-patches", str(finished)], commands()) == 1
+    problem, = [line for line in capfd.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert f"{path}: damaged or of another version (it is not the file that build-patch-inputs wrote); run tract7dt build-patch-inputs again" in problem
 
 
 @pytest.mark.parametrize("how", ["empty", "binary", "half", "nearly", "text"])

@@ -21,6 +21,7 @@ COMPLETED_BY_THE_CALLER = {
     "ePSF of band {band}: {warning}": "the texts are in epsf.band.fit_warnings and epsf.others.with_stacks",
     "{path}: cannot be read ({outside})": "the cures are in errors.CURES",
     "{path}: {otherwise}": "the callers of errors.not_read have the texts, which are listed with them",
+    "{name}: {refusal}": "configfile.absolute has the text",
     "inputs.image_list_file: {told}": "as above", "{key}: {told}": "as above", "tiles: {not_read}": "as above",
     "{image_list_file} line {line}: {failure}{cure}": "fits_image.locate_image has the texts; a cure is added to those without one",
 }

@@ -9,6 +9,7 @@ __all__ = ['NOT_AS_WRITTEN', 'Damaged', 'damaged', 'reading', 'quiet', 'read_jso
 import csv
 import json
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ class Damaged(UserError):
 
 
 NOT_AS_WRITTEN = (csv.Error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, RecursionError, SyntaxError,
-                  struct.error, zlib.error, zipfile.BadZipFile)
+                  tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def damaged(path: Path, why: str, command: str) -> Damaged:

@@ -19,8 +19,10 @@ from astropy.utils.exceptions import AstropyUserWarning
 from .bandfit import BandFit, BandStars, cleaned_stamps
 from .core import offsets
 from .model import BandPSF, analytic_psf, centre_crop, growth_radii
-from ..errors import UserError
+from ..damage import quiet
+from ..errors import UserError, not_read
 from ..files import psf_file
+from ..fits_image import READ_ERRORS
 from ..sky import Cell, cell_index, make_cells
 
 # %% ../../nbs/24c_psf_others.ipynb #c007
@@ -150,10 +152,11 @@ def read_stamp(path: Path, key: str = "epsf.psf_fits") -> np.ndarray:
         If the file is missing or unreadable, or the image is no PSF.
     """
     try:
-        with fits.open(path) as hdus:
+        with quiet(), fits.open(path) as hdus:
             image = next((np.asarray(hdu.data, float) for hdu in hdus if hdu.data is not None and np.ndim(hdu.data) == 2), None)
-    except (OSError, ValueError, TypeError) as failure:
-        raise UserError(f"{path}: cannot read the PSF ({failure}); correct {key}") from failure
+    except READ_ERRORS as failure:
+        told = not_read(path, failure, f"holds no PSF that can be read ({failure}); correct the file")
+        raise UserError(f"{key}: {told}") from failure
     if image is None or image.shape[0] != image.shape[1] or image.shape[0] % 2 == 0:
         found = "no 2-D image" if image is None else f"{image.shape[1]} x {image.shape[0]} pixels"
         raise UserError(f"{path}: found {found}; a PSF ({key}) must be square with an odd side")

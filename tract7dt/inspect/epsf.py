@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from ..epsf.cells import quality_lines
 from ..epsf.model import BandPSF, enclosed_flux
-from ..epsf.use import FINE_BELOW_PIX
+from ..epsf.use import FINE_BELOW_PIX, saved_stamp
 from ..errors import UserError
 from ..files import Layout
 from ..fit.native import fit
@@ -96,7 +96,7 @@ def read_stamp(layout: Layout, model: BandPSF, row: dict) -> np.ndarray:
     "The stored stamp of a cell, or the model's where that is lost."
     path = layout.epsf_stamp(row["band"], row["patch"])
     if path.exists():
-        return np.load(path, allow_pickle=False)
+        return saved_stamp(path)
     centre = Box(*(row[side] for side in ("x0", "x1", "y0", "y1"))).centre
     stamp = model.stamp(*centre, row["cfg"]["final_psf_size"], row["cfg"]["oversamp"])
     return stamp / stamp.sum()
