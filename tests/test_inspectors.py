@@ -330,7 +330,7 @@ def spoil(path):
 
 
 BROKEN = [
-    (EPSFInspector, "EPSFs/epsf_summary.json", "epsf_summary.json is not there", "damaged"),
+    (EPSFInspector, "EPSFs/epsf_summary.json", "epsf_summary.json: there is no such file", "damaged"),
     (EPSFInspector, "EPSFs/m500/psf_model.fits", "psf_model.fits: there is no such file", "damaged"),
     (PatchInspector, "patches/patches.csv", "patches.csv: there is no such file", ""),
     (PatchInspector, "patch_payloads/r00_c00_pr00_pc00.fits.gz", "run build-patch-inputs", "damaged"),
@@ -481,18 +481,59 @@ def test_a_manifest_that_is_none_is_told(text, copy):
     assert re.search("manifest.json: (cannot be understood|damaged)", EPSFInspector(copy).message.value)
 
 
+@pytest.mark.parametrize("text, told", [("null", "damaged"), ("{}", "damaged"), ("[1, 2]", "damaged"), ('[{"patch": 1}]', "damaged"), ("[]", "no band is listed")])
+def test_a_summary_that_is_none_is_told(text, told, copy):
+    (copy / "EPSFs/epsf_summary.json").write_text(text)
+    inspector = EPSFInspector(copy)
+    assert f"epsf_summary.json: {told}" in inspector.message.value and "run tract7dt run-epsf again" in inspector.message.value
+    assert inspector.children == (inspector.message,)
+
+
+@pytest.mark.parametrize("name", ["verdict", "x0", "cfg", "nstars_used", "band_model"])
+def test_a_cell_without_its_numbers_is_told(name, copy):
+    path = copy / "EPSFs/epsf_summary.json"
+    rows = json.loads(path.read_text())
+    next(row for row in rows if row["band"] == "m500" and row["patch"] == "r01_c01").pop(name)
+    path.write_text(json.dumps(rows))
+    inspector = EPSFInspector(copy)
+    assert f"epsf_summary.json: damaged or of another version (KeyError: &#x27;{name}&#x27;)" in inspector.message.value and not any(shown(inspector))
+    inspector.band.value = "m650"
+    assert inspector.message.value == "" and all(shown(inspector))
+
+
+def test_a_stamp_of_another_size_is_told(copy):
+    path = open_run(copy).layout.epsf_stamp("m500", "r01_c01")
+    np.save(path, np.full((3, 3), 1 / 9))
+    assert f"{path.name}: damaged" in EPSFInspector(copy).message.value
+
+
+def test_the_knobs_wait_until_they_are_let_go(work):
+    """A zero point takes longer than a step of a slider that is dragged: the kernel would lag behind."""
+    inspector = ZeroPointInspector(work)
+    assert not any(knob.continuous_update for knob in (inspector.sigma, inspector.rounds, inspector.magnitudes))
+
+
+def test_no_tab_is_no_trouble(work):
+    inspector = RunInspector(work)
+    inspector.selected_index = None
+    assert list(inspector.opened) == ["ePSFs"]
+
+
 def test_a_limit_has_no_error():
     """The fit gives 0 as the error of a parameter that ended at its limit: that is no error of nothing."""
     view = SimpleNamespace(values=pd.Series({"Re_fit": 0.1, "Re_err_fit": 0.0, "ELL_fit": 0.5, "ELL_err_fit": 0.1}), start={"Re": 1.0, "ELL": 0.3})
     assert start_lines(view) == [("Re", "1.00", "0.100", "–", "–"), ("ELL", "0.30", "0.500", "0.100", "+2.0")]
 
 
-@pytest.mark.parametrize("inspector, names", [(PatchInspector, ("views", "maps")), (SourceInspector, ("views",))])
+@pytest.mark.parametrize("inspector, names", [(EPSFInspector, ("views", "stars")), (PatchInspector, ("views", "maps")), (SourceInspector, ("views",))])
 def test_what_was_read_is_forgotten_in_the_end(inspector, names, work, catalog, monkeypatch):
     """Of an afternoon's patches only the last ones stay in memory."""
     monkeypatch.setattr(base, "MOST_KEPT", 2)
     opened = inspector(work)
-    for tag in ("r00_c01_pr00_pc00", "r01_c00_pr00_pc00", "r01_c01_pr00_pc00", "r00_c00_pr00_pc00"):
+    for band in BANDS if inspector is EPSFInspector else ():
+        opened.band.value = band
+        assert all(shown(opened))
+    for tag in () if inspector is EPSFInspector else ("r00_c01_pr00_pc00", "r01_c00_pr00_pc00", "r01_c01_pr00_pc00", "r00_c00_pr00_pc00"):
         opened.find.value = catalog.ID[(catalog.patch_tag == tag) & (catalog.stype_fit != "")].iloc[0]
         assert all(shown(opened))
     assert all(len(getattr(opened, name)) == 2 for name in names)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABS', 'RunInspector', 'EPSFInspector', 'PatchInspector', 'SourceInspector', 'ZeroPointInspector']
 
-# %% ../nbs/87_widgets.ipynb #c002
+# %% ../nbs/87_widgets.ipynb #c003
 import ipywidgets
 
 from .inspect.base import Inspector
@@ -14,10 +14,10 @@ from .inspect.patch import PatchInspector
 from .inspect.source import SourceInspector
 from .inspect.zp import ZeroPointInspector
 
-# %% ../nbs/87_widgets.ipynb #c003
+# %% ../nbs/87_widgets.ipynb #c004
 _all_ = ["EPSFInspector", "PatchInspector", "SourceInspector", "ZeroPointInspector"]
 
-# %% ../nbs/87_widgets.ipynb #c006
+# %% ../nbs/87_widgets.ipynb #c007
 TABS = {"ePSFs": EPSFInspector, "patches": PatchInspector, "sources": SourceInspector, "zero points": ZeroPointInspector}
 
 
@@ -36,8 +36,10 @@ class RunInspector(ipywidgets.Tab):
         self.observe(self.open, names="selected_index")
         self.open()
 
-    def open(self, _=None) -> Inspector:
-        "The inspector of the selected tab, made when it is first asked for."
+    def open(self, _=None) -> Inspector | None:
+        "The inspector of the selected tab, made when it is first asked for; None when no tab is selected."
+        if self.selected_index is None:
+            return None
         name = list(TABS)[self.selected_index]
         if name not in self.opened:
             self.opened[name] = TABS[name](self.source)

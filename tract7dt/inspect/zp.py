@@ -171,9 +171,10 @@ class ZeroPointInspector(Inspector):
     def build(self) -> None:
         "Make the controls."
         self.band = ipywidgets.Dropdown(description="band")
-        self.sigma = ipywidgets.FloatSlider(3.0, min=0.5, max=8.0, step=0.1, description="clip sigma")
-        self.rounds = ipywidgets.IntSlider(10, 0, 20, description="rounds")
-        self.magnitudes = ipywidgets.FloatRangeSlider(value=(0.0, 30.0), min=0.0, max=30.0, step=0.1, description="magnitudes", readout_format=".1f")
+        self.sigma = ipywidgets.FloatSlider(3.0, min=0.5, max=8.0, step=0.1, description="clip sigma", continuous_update=False)
+        self.rounds = ipywidgets.IntSlider(10, 0, 20, description="rounds", continuous_update=False)
+        self.magnitudes = ipywidgets.FloatRangeSlider(value=(0.0, 30.0), min=0.0, max=30.0, step=0.1, description="magnitudes", readout_format=".1f",
+                                                       continuous_update=False)
         self.reset = ipywidgets.Button(description="as configured")
         self.picture, self.numbers, self.clipped = Picture(), ipywidgets.HTML(), ipywidgets.HTML(layout=ipywidgets.Layout(max_height="260px", overflow="auto"))
         self.when({self.band: self.show_band, self.sigma: self.solve, self.rounds: self.solve, self.magnitudes: self.solve})
