@@ -12,6 +12,7 @@ from astropy.io import fits
 from small_inputs import sky
 from test_bad_days import QUICK, small_tile
 
+from tract7dt.batch import tile_state
 from tract7dt.cli import cli
 from tract7dt.commands import commands
 from tract7dt.configfile import load_config
@@ -175,6 +176,42 @@ def test_a_psf_of_the_user_that_is_damaged_is_refused_with_the_key(tmp_path):
         read_stamp(path)
 
 
+@pytest.mark.parametrize("command", ["compute-zp", "model"])
+def test_rows_that_were_lost_at_a_line_end_are_missed(finished, damage, capfd, command):
+    """The file is a good table; only its writer knows that there were more rows."""
+    path = damage("output_catalog.csv", "empty")
+    good = (path.parents[1] / "kept" / path.name).read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(good[:-4]))
+    assert cli([command, str(finished)], commands()) == 2
+    assert capfd.readouterr().err.endswith(f"(it has {len(good) - 5} rows, {len(good) - 1} were written); run tract7dt merge again\n")
+    cfg = load_config(finished)
+    assert tile_state(cfg) == ""
+    path.write_bytes(b"".join(good))
+    assert tile_state(cfg) != ""
+
+
+def test_a_catalog_that_its_owner_changed_is_used_with_a_warning(finished, damage, caplog):
+    path = damage("output_catalog.csv", "empty")
+    pd.read_csv(path.parents[1] / "kept" / path.name, dtype=str, keep_default_na=False).assign(mine="1").to_csv(path, index=False)
+    with caplog.at_level("WARNING", "tract7dt.merge"):
+        assert cli(["compute-zp", str(finished)], commands()) == 0
+        assert f"{path}: changed since it was written; it is used as it is" in caplog.text and "mine" in pd.read_csv(path)
+        caplog.clear()
+        assert cli(["compute-zp", str(finished)], commands()) == 0
+    assert "changed since" not in caplog.text
+
+
+def test_a_catalog_of_which_nothing_was_noted_is_taken_as_it_is(finished, damage, caplog):
+    """A work directory of an earlier version."""
+    path = damage("manifest.json", "empty")
+    noted = json.loads((path.parents[1] / "kept" / path.name).read_text())
+    assert noted.pop("written")["final catalog"]["rows"]
+    path.write_text(json.dumps(noted))
+    with caplog.at_level("WARNING", "tract7dt.merge"):
+        assert cli(["compute-zp", str(finished)], commands()) == 0
+    assert "changed since" not in caplog.text
+
+
 @pytest.mark.parametrize("pattern, command", [
     ("manifest.json", "merge"), ("manifest.json", "run"), ("tile.json", "merge"), ("tile/catalog.csv", "merge"), ("patches.csv", "model"),
     ("output_catalog.csv", "model"), ("epsf_summary.json", "report"), ("psf_model.fits", "model"), ("epsf.npy", "model"),
@@ -241,7 +278,7 @@ def test_epsfs_of_another_band_are_named_with_their_cure(finished, damage, capfd
 
 @pytest.mark.parametrize("change, why", [
     (lambda stamp: stamp[26:29, 26:29], "3 samples a side with the sum"), (lambda stamp: np.where(stamp == stamp.max(), np.nan, stamp), "1 of its values are not finite"),
-    (lambda stamp: 2 * stamp, "with the sum 2, its model has 55 with 1"),
+    (lambda stamp: 2 * stamp, "55 samples a side with the sum 2, its model has 55 with 1"),
 ])
 def test_a_stamp_that_cannot_be_of_its_model_is_named_with_its_cure(finished, damage, capfd, change, why):
     """In a work directory without a record of the stamps."""

@@ -6,8 +6,8 @@
 __all__ = ['log', 'PACKAGES', 'PAYLOAD_SECTIONS', 'PAYLOAD_KEYS', 'EPSF_SECTIONS', 'NOT_THE_EPSF', 'FOR_THE_EPSF', 'NOT_THE_FIT',
            'NOT_THE_NATIVE_FIT', 'PROGRAM', 'InputFile', 'input_files', 'dotted', 'payload_settings', 'epsf_settings',
            'fit_settings', 'MadeFrom', 'changes', 'payloads_from', 'epsfs_from', 'fits_from', 'payload_fingerprint',
-           'package_versions', 'Manifest', 'load_or_renew', 'record_epsf', 'record_payloads', 'forget', 'why_made',
-           'record_fits', 'lost_models', 'require_payloads', 'require_fits']
+           'package_versions', 'Manifest', 'load_or_renew', 'epsf_files', 'record_epsf', 'record_payloads', 'forget',
+           'why_made', 'record_fits', 'lost_models', 'require_as_written', 'require_payloads', 'require_fits']
 
 # %% ../nbs/32_manifest.ipynb #c003
 import logging
@@ -18,9 +18,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from . import __version__
-from .damage import Damaged, read_json, reading
+from .damage import Damaged, damaged, read_json, reading
 from .errors import UserError, list_some
-from .files import Layout, fingerprint, write_json
+from .files import Layout, file_fingerprint, fingerprint, write_json
 
 # %% ../nbs/32_manifest.ipynb #c004
 log = logging.getLogger(__name__)
@@ -166,7 +166,8 @@ class Manifest:
 
     `made` tells what the `payloads`, the `ePSFs` and the `fits` were made from, `payload_fingerprint` and `epsf_fingerprint` are short
     for that; `payloads` lists the tags of the patches whose payloads were written; `fits` the fingerprint of each finished
-    patch fit (None before the first fit). `config` and `inputs` are those of the last command that made something.
+    patch fit (None before the first fit). `written` has the fingerprints of the files of payloads (by tag) and ePSFs (by path below
+    their folder). `config` and `inputs` are those of the last command that made something.
     """
     program: str = PROGRAM
     packages: dict[str, str] = field(default_factory=package_versions)
@@ -177,6 +178,7 @@ class Manifest:
     payloads: list[str] = field(default_factory=list)
     fits: dict[str, str] | None = None
     made: dict[str, MadeFrom] = field(default_factory=dict)
+    written: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, layout: Layout) -> "Manifest":
@@ -218,24 +220,37 @@ def load_or_renew(layout: Layout) -> Manifest:
     return empty
 
 
+def epsf_files(layout: Layout) -> list[Path]:
+    "Models and stamps that the summary of the ePSF stage names."
+    rows = read_json(layout.epsf_summary, "run-epsf", list)
+    with reading(layout.epsf_summary, "run-epsf"):
+        made = [row for row in rows if row["status"] != "band_fail"]
+        models = {layout.psf_model(str(row["band"])) for row in made}
+        return sorted(models | {layout.epsf_stamp(str(row["band"]), str(row["patch"])) for row in made if "patch" in row})
+
+
 def record_epsf(layout: Layout, cfg, inputs: list[InputFile]) -> None:
     "Note in the manifest what the ePSFs were just built from: the input files as they were before they were read."
     old, made = load_or_renew(layout), epsfs_from(cfg, inputs)
-    replace(old, config=cfg.model_dump(mode="json"), inputs=inputs, made=old.made | {"ePSFs": made}, epsf_fingerprint=made.fingerprint).save(layout)
+    written = {str(path.relative_to(layout.epsf_dir)): file_fingerprint(path) for path in epsf_files(layout) if path.exists()}
+    replace(old, config=cfg.model_dump(mode="json"), inputs=inputs, made=old.made | {"ePSFs": made}, written=old.written | {"ePSFs": written},
+            epsf_fingerprint=made.fingerprint).save(layout)
 
 
 def record_payloads(layout: Layout, cfg, inputs: list[InputFile], tags: list[str]) -> None:
     "Note in the manifest which payloads were just written, and from what, as `record_epsf`; fits of other payloads are forgotten."
     old, made = load_or_renew(layout), payloads_from(cfg, inputs)
+    written = {tag: file_fingerprint(layout.payload(tag)) for tag in tags if layout.payload(tag).exists()}
     replace(old, config=cfg.model_dump(mode="json"), inputs=inputs, fits=None, payloads=tags, made=old.made | {"payloads": made},
-            payload_fingerprint=made.fingerprint).save(layout)
+            written=old.written | {"payloads": written}, payload_fingerprint=made.fingerprint).save(layout)
 
 
 def forget(layout: Layout, product: str) -> None:
     "Note in the manifest that a product is being replaced: until it is recorded again there is no whole one."
     old = load_or_renew(layout)
     if product in old.made:
-        replace(old, made={name: made for name, made in old.made.items() if name != product}).save(layout)
+        made, written = ({name: what for name, what in record.items() if name != product} for record in (old.made, old.written))
+        replace(old, made=made, written=written).save(layout)
 
 
 def why_made(layout: Layout, product: str, now: MadeFrom) -> str:
@@ -257,10 +272,22 @@ def record_fits(layout: Layout, cfg, fits: dict[str, str] | None) -> None:
 
 def lost_models(layout: Layout) -> list[Path]:
     "PSF models that the ePSF stage wrote and that are gone. Without them their bands would be fitted with an analytic PSF."
-    rows = read_json(layout.epsf_summary, "run-epsf", list)
-    with reading(layout.epsf_summary, "run-epsf"):
-        bands = {str(row["band"]) for row in rows if row["status"] != "band_fail"}
-    return [path for band in sorted(bands) if not (path := layout.psf_model(band)).exists()]
+    return [path for path in epsf_files(layout) if path.suffix == ".fits" and not path.exists()]
+
+
+def require_as_written(path: Path, mark: str | None, command: str) -> None:
+    """Nothing, if a file has the fingerprint `mark`; None: nobody noted one, and it is not asked.
+
+    Raises
+    ------
+    Damaged
+        If the file is another than `command` wrote.
+    """
+    if mark is not None:
+        with reading(path, command):
+            now = file_fingerprint(path)
+        if now != mark:
+            raise damaged(path, f"it is not the file that {command} wrote", command)
 
 
 def require_payloads(layout: Layout, cfg) -> Manifest:
@@ -269,7 +296,8 @@ def require_payloads(layout: Layout, cfg) -> Manifest:
     Raises
     ------
     UserError
-        If there are no payloads, if settings or input files have changed since they, or the ePSFs, were written, or if some are gone.
+        If there are no payloads, if settings or input files have changed since they, or the ePSFs, were written, or if some are gone,
+        or if an ePSF is not the one that was built. Payloads are many and large: whoever reads one compares it (`require_as_written`).
     """
     manifest = Manifest.load(layout)
     if "payloads" not in manifest.made:
@@ -283,6 +311,8 @@ def require_payloads(layout: Layout, cfg) -> Manifest:
             raise UserError(f"{folder}: the {product} are out of date: {list_some(found, 5)}; run {command} again")
     if "ePSFs" in manifest.made and (lost := lost_models(layout)):
         raise UserError(f"{lost[0]}: the PSF model is missing; run run-epsf again")
+    for name, mark in manifest.written.get("ePSFs", {}).items():
+        require_as_written(layout.epsf_dir / name, mark, "run-epsf")
     missing = [tag for tag in manifest.payloads if not layout.payload(tag).exists()]
     if missing:
         raise UserError(f"{layout.payload(missing[0])}: the payload is missing; run build-patch-inputs again")

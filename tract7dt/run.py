@@ -34,7 +34,7 @@ from .files import Layout, file_fingerprint, write_csv, write_json, write_text
 from .fit.flags import FitStatus
 from .fit.problem import FitResult
 from .logs import progress
-from .manifest import record_fits, require_payloads
+from .manifest import Manifest, record_fits, require_as_written, require_payloads
 from .patch_fit import PatchFit, fit_patch, load_psfs, psf_columns
 from .payload import Payload, read_payload
 from .pictures import DRAWING_ERRORS, draw_patch
@@ -187,11 +187,13 @@ def own_payload(tag: str, layout: Layout) -> Payload:
     Raises
     ------
     Damaged
-        If the file holds no payload, or that of another patch: its results would lie in the other's folder.
+        If the file holds no payload, or that of another patch, whose folder the results would lie in, or another than was written.
     """
-    payload = read_payload(layout.payload(tag))
+    path = layout.payload(tag)
+    payload = read_payload(path)
     if payload.patch.tag != tag:
-        raise damaged(layout.payload(tag), f"it is the payload of {payload.patch.tag}", "build-patch-inputs")
+        raise damaged(path, f"it is the payload of {payload.patch.tag}", "build-patch-inputs")
+    require_as_written(path, Manifest.load(layout).written.get("payloads", {}).get(tag), "build-patch-inputs")
     return payload
 
 

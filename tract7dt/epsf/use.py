@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SUMS_OF_GAUSSIANS', 'FINE_BELOW_PIX', 'IN_MEMORY', 'PatchPSF', 'low_star_reason', 'stars_found', 'fit_sampling',
            'load_model', 'cell_centre', 'mixture_stamp', 'stored_mixture', 'kept_mixture', 'in_form', 'header_fwhm',
-           'fallback_stamp', 'analytic_answer', 'saved_stamp', 'model_answer', 'psf_of_model', 'psf_for_patch']
+           'fallback_stamp', 'analytic_answer', 'saved_stamp', 'stamp_like', 'model_answer', 'psf_of_model',
+           'psf_for_patch']
 
 # %% ../../nbs/25_psf_use.ipynb #c003
 import hashlib
@@ -179,13 +180,29 @@ def saved_stamp(path: Path) -> np.ndarray:
     Raises
     ------
     Damaged
-        If the file holds no square array.
+        If the file holds no square array of numbers.
     """
     with reading(path, "run-epsf"), open(path, "rb") as stream:
         stamp = np.load(stream, allow_pickle=False)
         if stamp.ndim != 2 or stamp.shape[0] != stamp.shape[1] or stamp.dtype.kind != "f":
             raise damaged(path, f"it holds {stamp.dtype} of shape {stamp.shape}", "run-epsf")
+        if not np.isfinite(stamp).all():
+            raise damaged(path, f"{np.sum(~np.isfinite(stamp))} of its values are not finite", "run-epsf")
     return stamp
+
+
+def stamp_like(path: Path, of_model: np.ndarray, oversamp: int) -> np.ndarray:
+    """The ePSF in a file, for use in place of the stamp of its model.
+
+    Raises
+    ------
+    Damaged
+        If it cannot be of that model: its side or its sum differs.
+    """
+    stamp = saved_stamp(path)
+    if stamp.shape != of_model.shape or not np.isclose(stamp.sum(), oversamp**2, rtol=1e-4):
+        raise damaged(path, f"{len(stamp)} samples a side with the sum {stamp.sum():.6g}, its model has {len(of_model)} with {oversamp**2}", "run-epsf")
+    return centre_crop(stamp, len(stamp), oversamp)
 
 
 def model_answer(model: BandPSF, layout, cell_tag: str, x: float, y: float, reach, cfg) -> PatchPSF:
@@ -195,7 +212,7 @@ def model_answer(model: BandPSF, layout, cell_tag: str, x: float, y: float, reac
     own, oversamp = model.source_at(x, y, least) == "cell+band", fit_sampling(model, x, y, cfg.epsf)
     stamp, gradient = model.stamp(x, y, size, oversamp, least), None
     if cfg.epsf.evaluate_at == "cell" and own and layout is not None and layout.epsf_stamp(model.band, cell_tag).exists():
-        stamp = centre_crop(saved_stamp(layout.epsf_stamp(model.band, cell_tag)), len(stamp), cfg.epsf.oversamp)
+        stamp = stamp_like(layout.epsf_stamp(model.band, cell_tag), stamp, cfg.epsf.oversamp)
     if reach is not None:
         gradient = model.gradient(x, y, reach, size, oversamp, least)
     nstars = int(model.cell_nstars[model.cell(x, y)]) if own else model.nstars
@@ -248,8 +265,10 @@ def psf_for_patch(layout, band: str, cell_tag: str, x: float, y: float, cfg, fwh
     Raises
     ------
     UserError
-        If the model's file is not one of ours.
+        If the model's file is not one of ours, or is that of another band.
     """
     path = layout.psf_model(band)
     model = load_model(path, path.stat().st_mtime_ns) if path.exists() else None
+    if model is not None and model.band != band:
+        raise damaged(path, f"it is the model of {model.band}", "run-epsf")
     return psf_of_model(model, cell_tag, x, y, cfg, fwhm_pix, reach, layout, path)
