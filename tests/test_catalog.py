@@ -91,7 +91,7 @@ class TestErrors:
 
     def test_ids(self, read):
         only(read(f"{HEAD}\na,1,2\nb,1,2\na,1,2\n")[1].errors, "'a'", "rows 1, 3", "make IDs unique")
-        only(read(f"{HEAD}\na,1,2\n ,1,2\n,1,2\n")[1].errors, "empty ID", "rows 2, 3", "make IDs unique")
+        only(read(f"{HEAD}\na,1,2\n ,1,2\n,1,2\n")[1].errors, "empty ID", "2 rows (row 2, row 3)", "make IDs unique")
 
     def test_many_duplicates_are_one_message(self, read):
         text = "".join(f"{i // 2},1,2\n" for i in range(100))

@@ -88,7 +88,7 @@ CASES = [
     Case("DEC out of range", catalog("ID,RA,DEC", "a,150,2", "bad,150,200"), ("DEC", "out of range [-90, 90]", "row 2 (ID bad): 200", "kept, not fitted"), WARNED),
     Case("all rows outside", catalog("ID,RA,DEC", "a,10,2", "b,11,3"), ("none of the 2 rows", "(10, 2)", "frame corners", "150.0", "check coordinates, WCS")),
     Case("duplicate ID", catalog("ID,RA,DEC", "a,150,2", "b,150,2", "a,150,2"), ("'a' in rows 1, 3", "make IDs unique")),
-    Case("empty ID", catalog("ID,RA,DEC", "a,150,2", " ,150,2"), ("empty ID in rows 2", "make IDs unique")),
+    Case("empty ID", catalog("ID,RA,DEC", "a,150,2", " ,150,2"), ("empty ID in 1 row (row 2)", "make IDs unique")),
     Case("no ID", catalog("RA,DEC", "150,2"), ("no ID column", "row numbers"), WARNED),
     Case("unknown TYPE", catalog("ID,RA,DEC,TYPE", "a,150,2,BLOB", "b,150,2,BLOB"), ("TYPE 'BLOB' in 2 rows", "EXP", "patch_run.gal_model"), WARNED),
     Case("flux of no band", catalog("ID,RA,DEC,FLUX_m400,FLUX_m450", "a,150,2,1,1"),

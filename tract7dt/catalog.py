@@ -112,7 +112,7 @@ def check_ids(table: pd.DataFrame, path: Path, problems: Problems) -> None:
         return
     empty = table["ID"].str.strip() == ""
     if empty.any():
-        problems.error(f"{path}: empty ID in rows {list_some(np.flatnonzero(empty) + 1)}; make IDs unique")
+        problems.error(f"{path}: empty ID in {count_rows(empty)} ({list_some(f'row {k}' for k in np.flatnonzero(empty) + 1)}); make IDs unique")
     repeated = table["ID"].str.strip().duplicated(keep=False) & ~empty
     rows = np.flatnonzero(repeated) + 1
     groups = [f"{i!r} in rows {list_some(rows[where])}" for i, where in table[repeated].groupby(table["ID"].str.strip(), sort=False).indices.items()]
