@@ -182,7 +182,8 @@ def growth(stamp: np.ndarray, oversamp: int) -> tuple[np.ndarray, np.ndarray]:
 def growth_figure(view: BandView, tag: str) -> Figure:
     "Enclosed light against radius: the cell, and faintly the others of the band."
     figure, cell = Figure(figsize=(3.7, 3.1)), view.cells[tag]
-    axes = figure.add_axes((0.14, 0.15, 0.81, 0.75), xlim=(0, 15), ylim=(0, 1.03), xlabel="radius (pixels)", ylabel="enclosed light")
+    edge = len(cell.stamp) / 2 / cell.oversamp
+    axes = figure.add_axes((0.14, 0.15, 0.81, 0.75), xlim=(0, edge), ylim=(0, 1.03), xlabel="radius (pixels)", ylabel="enclosed light")
     for other in view.cells.values():
         axes.plot(*growth(other.stamp, other.oversamp), color=PALETTE.faint, lw=0.6, alpha=0.6)
     radii, light = growth(cell.stamp, cell.oversamp)
