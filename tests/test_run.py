@@ -217,6 +217,21 @@ def test_a_picture_that_an_earlier_fit_did_not_draw_is_drawn_when_it_is_asked_fo
     assert all(done.skipped for done in pipeline.run_patches(again).fits.done.values())
 
 
+def test_pictures_of_other_settings_are_drawn_again(light, tmp_path, caplog):
+    """Those that are asked for; the resolution of pictures that nobody wants changes nothing."""
+    field = small_field(tmp_path, light)
+    _, cfg = fitted(field, patch_run=dict(no_cutouts=False, cutout_max_sources=1, cutout_size=20, resume=True))
+    other = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(cutout_max_sources=3))})
+    caplog.set_level("INFO", "tract7dt.run")
+    made = pipeline.run_patches(other)
+    assert "its pictures are of other settings: patch_run.cutout_max_sources was 1, is 3" in caplog.text
+    assert all(len(list(made.layout.cutouts_dir(tag).glob("*.png"))) == 3 for tag in made.fits.done)
+    assert all(done.skipped for done in pipeline.run_patches(other).fits.done.values())
+    unseen = other.patch_run.model_copy(update=dict(no_cutouts=True, cutout_size=30))
+    finer = other.model_copy(update={"patch_run": unseen, "plotting": other.plotting.model_copy(update=dict(dpi=25))})
+    assert all(done.skipped for done in pipeline.run_patches(finer).fits.done.values())
+
+
 def test_a_picture_that_cannot_be_drawn_is_no_reason_to_fit_again(light, tmp_path, monkeypatch):
     _, cfg = fitted(small_field(tmp_path, light))
     again = cfg.model_copy(update={"patch_run": cfg.patch_run.model_copy(update=dict(resume=True, no_patch_overview=False))})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'RECORDS', 'hash_of', 'fit_parts', 'fit_fingerprint', 'has_kinds', 'read_meta', 'why_fit', 'count_reasons',
-           'marks', 'is_whole', 'wanted_pictures', 'drawn_pictures', 'lacks_pictures']
+           'marks', 'is_whole', 'wanted_pictures', 'drawn_pictures', 'lacks_pictures', 'picture_settings', 'why_draw']
 
 # %% ../nbs/51a_redo.ipynb #c003
 import hashlib
@@ -47,7 +47,8 @@ def fit_fingerprint(parts: dict) -> str:
 
 # %% ../nbs/51a_redo.ipynb #c008
 PARTS = {"program": TypeAdapter(str), "payload": TypeAdapter(str), "psfs": TypeAdapter(dict[str, list[str]]), "settings": TypeAdapter(dict)}
-RECORDS = {"made_from": TypeAdapter(dict), "written": TypeAdapter(dict[str, str]), "pictures": TypeAdapter(dict[str, list[str]])}
+RECORDS = {"made_from": TypeAdapter(dict), "written": TypeAdapter(dict[str, str]), "pictures": TypeAdapter(dict[str, list[str]]),
+           "pictures_from": TypeAdapter(dict)}
 
 
 def has_kinds(values: dict, kinds: dict[str, TypeAdapter]) -> bool:
@@ -118,3 +119,15 @@ def drawn_pictures(tag: str, layout: Layout, settings) -> dict[str, list[str]]:
 def lacks_pictures(folder: Path, drawn: dict[str, list[str]], settings) -> bool:
     "Whether pictures are asked for that were not tried yet, or are gone."
     return any(kind not in drawn or not all((folder / name).exists() for name in drawn[kind]) for kind in wanted_pictures(settings))
+
+def picture_settings(cfg) -> dict:
+    "Settings that show in the pictures that are asked for, by dotted key."
+    kinds, settings = wanted_pictures(cfg.patch_run), cfg.patch_run.model_dump(mode="json")
+    seen = [key for key in settings if key.startswith("cutout_") and ("_p_" in key or "cutouts" in kinds)]
+    return {"plotting.dpi": cfg.plotting.dpi} | {f"patch_run.{key}": settings[key] for key in seen} if kinds else {}
+
+
+def why_draw(then: dict | None, now: dict) -> str:
+    "Why pictures that were drawn with the settings `then` (None: nobody noted them) are drawn again; empty if they need not be."
+    changed = [] if then is None else [f"{key} was {then.get(key)!r}, is {value!r}" for key, value in now.items() if then.get(key) != value]
+    return f"its pictures are of other settings: {', '.join(changed)}" if changed else ""

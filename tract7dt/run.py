@@ -155,7 +155,9 @@ def why_run(tag: str, layout: Layout, cfg, parts: dict) -> str:
         return why or "patch_run.resume is off"
     if not is_done(layout, tag, redo.fit_fingerprint(parts)):
         return why_not_done(meta, parts)
-    return "its pictures are missing" if redo.lacks_pictures(folder, meta.get("pictures", {}), cfg.patch_run) else ""
+    if redo.lacks_pictures(folder, meta.get("pictures", {}), cfg.patch_run):
+        return "its pictures are missing"
+    return redo.why_draw(meta.get("pictures_from"), redo.picture_settings(cfg))
 
 
 def remove_results(tag: str, layout: Layout) -> None:
@@ -177,7 +179,7 @@ def write_results(fit: PatchFit, layout: Layout, cfg, parts: dict) -> str:
     write_json(layout.patch_meta(tag), meta)
     problem = picture_problem(fit, layout, cfg)
     if drawn := redo.drawn_pictures(tag, layout, cfg.patch_run):
-        write_json(layout.patch_meta(tag), meta | {"pictures": drawn})
+        write_json(layout.patch_meta(tag), meta | {"pictures": drawn, "pictures_from": redo.picture_settings(cfg)})
     return problem
 
 
