@@ -29,7 +29,7 @@ from .errors import UserError
 from .files import Layout, fingerprint, safe_name, write_csv, write_text
 from .logs import ConsoleHandler, LineFormatter, duration, handlers_on
 from .manifest import Manifest
-from .merge import read_catalog
+from .merge import is_as_written, read_catalog
 from .tile_list import check_folders, load_tile, read_tiles
 
 # %% ../nbs/79_batch.ipynb #c004
@@ -83,7 +83,7 @@ def tile_state(cfg: Config) -> str:
     layout = Layout.of(cfg.outputs)
     try:
         manifest = Manifest.load(layout)
-        is_whole = manifest.fits is not None and layout.final_catalog.exists() and manifest.up_to_date
+        is_whole = manifest.fits is not None and layout.final_catalog.exists() and is_as_written(layout, manifest) and manifest.up_to_date
     except (UserError, OSError):
         return ""
     if not is_whole:

@@ -31,7 +31,7 @@ from .frames import Band, MaskBit
 from .headers import read_bands
 from .logs import progress
 from .manifest import require_fits
-from .merge import read_catalog
+from .merge import read_final
 from .patch_fit import load_psfs, pixel_psf
 from .patches import Patch
 from .payload import BandCut, Payload
@@ -300,7 +300,7 @@ def model(config, bands=None) -> ModelImages:
     """
     with session(config, "model") as (cfg, layout), threadpool_limits(1):
         require_fits(layout, cfg)
-        catalog, chosen = read_catalog(layout.final_catalog), wanted_bands(bands, open_bands(cfg))
+        catalog, chosen = read_final(layout), wanted_bands(bands, open_bands(cfg))
         shape = chosen[0].crop.shape
         run = Run(cfg, layout, read_patches(layout, shape, cfg.epsf.epsf_ngrid, set(catalog["patch_tag"].dropna()) - {""}))
         bright, steps = bright_pixels(layout, shape), len(chosen) * len(strips(shape))

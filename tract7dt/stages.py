@@ -28,7 +28,7 @@ from .logs import stage
 from tract7dt.manifest import (
     InputFile, Manifest, epsfs_from, forget, input_files, payload_fingerprint, payloads_from, record_epsf, record_payloads, require_fits, why_made,
 )
-from .merge import merge_catalogs, read_catalog, write_catalog
+from .merge import merge_catalogs, note_catalog, read_final, write_catalog
 from .patches import Patch, write_patches
 from .patches import build_patches as divide_frame
 from .payload import build_patch_inputs as cut_payloads
@@ -169,6 +169,7 @@ def make_catalog(tile: Tile | TileState, cfg: Config, layout: Layout) -> pd.Data
         catalog = merge_catalogs(tile.catalog, fitted, tile.wcs, tile.band_names, tile.spelling, tile.has_ids,
                                  cfg.patch_run.enable_multi_band_simultaneous_fitting)
         write_catalog(catalog, layout.final_catalog, tile.band_names)
+        note_catalog(catalog, layout)
     return catalog
 
 # %% ../nbs/70a_stages.ipynb #c032
@@ -187,7 +188,7 @@ def can_calibrate(catalog: pd.DataFrame, cfg: Config, layout: Layout) -> bool:
 # %% ../nbs/70a_stages.ipynb #c033
 def calibrate(cfg: Config, layout: Layout) -> tuple[pd.DataFrame, zp.ZeroPoints | None]:
     "Zero points of the final catalog on disk, which gets its magnitudes; None without a Gaia table."
-    catalog = read_catalog(layout.final_catalog)
+    catalog = read_final(layout)
     bands = fitted_bands(catalog)
     for path in (layout.zp_summary, layout.zp_per_object, *(layout.zp_plot(band, full) for band in bands for full in (False, True))):
         path.unlink(missing_ok=True)
@@ -198,6 +199,7 @@ def calibrate(cfg: Config, layout: Layout) -> tuple[pd.DataFrame, zp.ZeroPoints 
         if solution.bands:
             catalog = zp.add_magnitudes(catalog, solution, bands, cfg.zp.zp_err_method)
             write_catalog(catalog, layout.final_catalog, bands)
+            note_catalog(catalog, layout)
         zp.write_zero_points(solution, layout)
     draw("the zero points", pictures.draw_zero_points, solution, cfg, layout)
     return catalog, solution
