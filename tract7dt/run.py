@@ -392,7 +392,7 @@ def read_patch_catalogs(layout: Layout, cfg, fits: dict[str, str]) -> pd.DataFra
     found = set(layout.tractor_out_dir.rglob(cfg.merge.pattern))
     other = sorted(path.name for path in found - wanted)
     if other:
-        log.warning("%d patch catalogs of other runs are left alone: %s; remove them if you do not need them", len(other), list_some(other, 3))
+        log.warning("patch catalogs of an earlier fit are left alone: %s; remove them if you do not need them", list_some(other, 3))
     if wanted - found:
         log.warning("merge.pattern %r leaves out %d of %d fitted patches; set it to its default if that is not meant", cfg.merge.pattern, len(wanted - found), len(wanted))
     return typed_catalog(sorted(wanted & found))
