@@ -157,6 +157,17 @@ def test_patch_band_and_source_change_the_pictures(work):
     assert all(a != b for a, b in zip(states[1], states[2]))
 
 
+def test_the_panels_of_a_band_are_of_that_band(work):
+    inspector = PatchInspector(work)
+    view = inspector.view()
+    assert [each.name for each in view.paint.views] == BANDS
+    for band, inked in zip(BANDS, view.paint.views):
+        panels = patch_sheet(view, band).rows[0]
+        assert all(panel.pixels is pixels for panel, pixels in zip(panels, (inked.data, inked.model, inked.residual), strict=True))
+        inspector.band.value = band
+        assert inspector.triple.value == base.png_of(patch_sheet(view, band, inspector.source.value))
+
+
 def test_clicking_maps_walks_through_cells_and_patches(work):
     inspector = PatchInspector(work)
     inspector.frame.buttons[1, 1].click()
@@ -277,6 +288,7 @@ def test_neighbours_lie_where_the_catalog_says(work, catalog):
     near = {row[0]: float(row[1]) for row in rows_of(inspector.neighbours.value) if row[0] in places.index}
     assert near
     distance = np.hypot(*(places.loc[list(near)] - places.loc["00028"]).T.to_numpy())
+    assert len(near) > 1 and list(near.values()) == sorted(near.values()), "the nearest first"
     np.testing.assert_allclose(list(near.values()), distance, atol=0.3, err_msg="a halo source is measured by its own patch, a little differently")
 
 

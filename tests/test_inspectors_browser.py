@@ -12,14 +12,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tract7dt.inspect.base import open_run
+from tract7dt.inspect.base import open_run, png_of
 from tract7dt.inspect.epsf import cell_lines, read_band_view, read_summary
-from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, source_lines
+from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, patch_sheet, source_lines
 from tract7dt.inspect.source import SourceInspector
 from tract7dt.inspect.zp import Knobs, read_stars, zero_point_view, zp_lines
 from tract7dt.merge import read_catalog
@@ -36,6 +37,7 @@ NAMES = {"epsf": "EPSFInspector", "patch": "PatchInspector", "source": "SourceIn
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync"]
 PATIENCE = 60_000
+PICTURES = {"EPSFInspector": 5, "PatchInspector": 4, "SourceInspector": 2, "ZeroPointInspector": 1}
 
 
 def notebook(work: Path) -> dict:
@@ -117,7 +119,7 @@ PIXELS = """name => [...document.querySelectorAll(`.${name} img`)].filter(i => i
     const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
     c.getContext('2d').drawImage(i, 0, 0); return c.toDataURL(); })"""
 TEXT = "name => [...document.querySelectorAll(`.${name} .widget-html-content`)].map(e => e.innerText).join('\\n')"
-CELLS = "name => [...document.querySelectorAll(`.${name} td`)].map(e => e.innerText)"
+CELLS = "name => [...document.querySelectorAll(`.${name} td, .${name} th`)].map(e => e.innerText)"
 
 
 def state(page, name: str) -> tuple[tuple[str, ...], str]:
@@ -134,6 +136,13 @@ def changed(page, name: str, before, pictures: int) -> tuple:
             return now
         page.wait_for_timeout(100)
     raise AssertionError(f"{name}: {len(set(now[0]) - set(before[0]))} of {pictures} pictures changed, texts changed: {now[1] != before[1]}")
+
+
+def painted_pixels(page, png: bytes) -> str:
+    """A PNG file as the browser paints it, to be compared with what it shows."""
+    return page.evaluate("""async data => { const i = new Image(); i.src = `data:image/png;base64,${data}`; await i.decode();
+        const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
+        c.getContext('2d').drawImage(i, 0, 0); return c.toDataURL(); }""", b64encode(png).decode())
 
 
 def numbers(page, name: str, rows) -> bool:
@@ -211,7 +220,7 @@ def test_a_click_on_a_source_in_the_picture_chooses_it(page, work):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     changed(page, name, before, 2)
     assert page.locator(f".{name} .widget-select select option:checked").inner_text().split()[0] == view.sources.ID[row]
-    assert numbers(page, name, [SOURCE_HEAD[:0], *source_lines(view, row)])
+    assert numbers(page, name, [SOURCE_HEAD, *source_lines(view, row)])
     screenshot(page, name, "clicked")
 
 
@@ -225,6 +234,8 @@ def test_a_source_of_the_list_can_be_picked(page, work):
     before = state(page, name)[0]
     selector(page, name, "band").select_option(label="m650")
     page.wait_for_function(f"old => ({PIXELS})('{name}').some(each => !old.includes(each))", arg=list(before))
+    expected = patch_sheet(twin.view(), "m650", twin.source.options[3][1])
+    assert painted_pixels(page, png_of(expected)) == page.evaluate(PIXELS, name)[2]
     screenshot(page, name, "source")
 
 
@@ -237,10 +248,19 @@ def test_a_source_is_found_by_its_id(page, work, catalog):
     field.press("Enter")
     now = changed(page, name, before, 2)
     twin.find.value = wanted
+    assert field.input_value() == "", "it waits for the next"
     moves = [cell for cell in re.findall("<td[^>]*>(.*?)</td>", twin.moves.value)]
+    near = neighbours(now[1])
+    assert len(near) > 1 and near == sorted(near), "the nearest first"
     assert "neighbour" in now[1] and moves and numbers(page, name, [moves])
     assert f"{catalog.set_index('ID').x_pix_white_fit[wanted]:.3f}" in moves
     screenshot(page, name, "found")
+
+
+def neighbours(text: str) -> list[float]:
+    """Distances in the table of neighbours, from the text of an inspector."""
+    table = text[text.index("neighbour"):].splitlines()[1:]
+    return [float(line.split("\t")[1]) for line in table if line.count("\t") >= 3]
 
 
 def test_moving_the_clipping_knob_moves_the_zero_point(page, work):
@@ -273,9 +293,12 @@ def test_nothing_is_cut_off_on_a_narrow_page(page, width):
     page.set_viewport_size({"width": width, "height": 1400})
     page.wait_for_timeout(500)
     for name in NAMES.values():
-        outer, inner = page.evaluate("""name => { const root = document.querySelector(`.${name}`);
-            const right = Math.max(...[...root.querySelectorAll('img')].filter(i => i.naturalWidth && i.offsetParent).map(i => i.getBoundingClientRect().right));
-            return [root.getBoundingClientRect().right, right]; }""", name)
+        outer, right, pictures, wide = page.evaluate("""name => { const root = document.querySelector(`.${name}`);
+            const ends = [...root.querySelectorAll('img')].filter(i => i.naturalWidth && i.offsetParent).map(i => i.getBoundingClientRect().right);
+            return [root.getBoundingClientRect().right, Math.max(...ends), ends.length,
+                [root, ...root.querySelectorAll('.widget-box')].filter(e => e.scrollWidth > e.clientWidth).map(e => [e.className, e.scrollWidth, e.clientWidth])]; }""", name)
         screenshot(page, name, f"{width}")
-        assert inner <= outer + 2, (name, outer, inner)
+        assert pictures >= PICTURES[name], (name, pictures)
+        assert right <= outer + 2, (name, outer, right)
+        assert not wide, (name, "has to be scrolled sideways", wide)
     page.set_viewport_size({"width": 1500, "height": 1400})

@@ -20,7 +20,7 @@ from ..damage import read_csv
 from ..errors import UserError
 from ..files import Layout
 from ..fit.flags import describe_flags
-from .base import DPI, ClickGrid, FinishedRun, Inspector, Picture, SpotPicture, choices, number, png_of, remember, row_of, table_html
+from .base import DPI, WITHIN, ClickGrid, FinishedRun, Inspector, Picture, SpotPicture, choices, number, png_of, remember, row_of, table_html
 from .maps import band_names, base_box, divisions, hull, map_sheet, read_index, read_map, read_patches
 from ..patch_fit import PatchFit, fit_patch, load_psfs
 from ..payload import Payload, read_payload
@@ -187,7 +187,7 @@ class PatchInspector(Inspector):
     def build(self) -> None:
         "Make the controls."
         self.cell, self.patch, self.band = (ipywidgets.Dropdown(description=name) for name in ("cell", "patch", "band"))
-        self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="480px", max_width="100%"))
+        self.source = ipywidgets.Select(rows=12, layout=ipywidgets.Layout(width="480px", max_width=WITHIN))
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.frame, self.map = ClickGrid(self.choose_cell), ClickGrid(self.choose_patch)
         self.triple, self.strip, self.details = SpotPicture(self.choose_source), Picture(), ipywidgets.HTML()
