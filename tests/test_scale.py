@@ -20,7 +20,7 @@ from tract7dt import executors, frames, machine, payload, redo, run
 from tract7dt import tile as tile_room
 from tract7dt.config import Config
 from tract7dt.epsf.band import frame_and_numbers
-from tract7dt.epsf.build import BAND_BYTES, OWN_BYTES_PER_PIXEL, PROCESS_BYTES, WORKER_BYTES_PER_PIXEL, band_workers
+from tract7dt.epsf.build import BAND_BYTES, OWN_BYTES_PER_PIXEL, PROCESS_BYTES, WEIGHT_BYTES_PER_PIXEL, WORKER_BYTES_PER_PIXEL, band_workers, tell_bound
 from tract7dt.files import Layout
 from tract7dt.fits_image import locate_image
 from tract7dt.patches import build_patches
@@ -257,16 +257,19 @@ def test_memory_does_not_grow_with_the_bands(tmp_path, monkeypatch):
     assert more[0] < image and more[1] < image / 2
 
 
-def test_a_band_of_the_epsf_stage_takes_twelve_bytes_a_pixel(tmp_path):
-    """What the bound on memory counts with: the image, its background and four masks; the rest is for what does not grow with the frame."""
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_band_of_the_epsf_stage_takes_twelve_bytes_a_pixel(tmp_path, weights):
+    """What the bound on memory counts with: the image, its background and four masks, and a weight map; the rest is for what does not grow with the frame."""
     shape = (1500, 2000)
     field = Field(tmp_path, bands=("m400",), shape=shape)
     field.catalog(rows_at([(x, y) for x in range(50, 2000, 100) for y in range(50, 1500, 100)], shape))
-    cfg = field.cfg(**QUICK)
+    fits.writeto(tmp_path / "m400_w.fits", np.full(shape, 1, "f4"))
+    cfg = field.cfg(**QUICK, inputs=dict(weight_suffix="_w.fits" if weights else None))
     (band,) = load_inputs(cfg).bands
+    assert (band.weight is not None) == weights
     cells = make_cells(shape, 4)
     frame_and_numbers(band, cells, cfg.epsf)
-    assert peak_of(lambda: frame_and_numbers(band, cells, cfg.epsf)) < (WORKER_BYTES_PER_PIXEL + 1) * shape[0] * shape[1]
+    assert peak_of(lambda: frame_and_numbers(band, cells, cfg.epsf)) < (WORKER_BYTES_PER_PIXEL + weights * WEIGHT_BYTES_PER_PIXEL + 1) * shape[0] * shape[1]
 
 
 @pytest.mark.parametrize("gigabytes,most", [("auto", 4.0), (4, 4.0), (8, 8.0), (1, 1.0)])
@@ -285,9 +288,22 @@ def test_a_full_tile_stays_within_its_memory_on_a_machine_with_many_processors(m
     assert tile_room.stack_workers(performance, shape) * STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL < most * 1e9 / 4
 
 
+@pytest.mark.parametrize("wanted,gigabytes,weights,told", [
+    (3, 1.0, False, ("1 of 3 workers, more do not fit into 1 GB", "2.0 GB of memory are needed, performance.max_memory_gb means 1; raise it, or crop")),
+    (3, 3.2, False, ("2 of 3 workers, more do not fit into 3.2 GB",)), (3, 3.2, True, ("1 of 3 workers, more do not fit into 3.2 GB",)), (3, 8.0, True, ())])
+def test_a_bound_on_memory_that_acts_or_cannot_be_kept_is_told(caplog, wanted, gigabytes, weights, told):
+    facts = (wanted, 3, (6388, 9576), gigabytes, weights)
+    with caplog.at_level("INFO", "tract7dt.epsf"):
+        tell_bound(band_workers(*facts), *facts)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(told) and all(text in line for text, line in zip(told, lines)), lines
+
+
 @pytest.mark.parametrize("gigabytes,there,expected", [("auto", 256.0, 64), ("auto", 4.6, 10), (4, 256.0, 8), (0.6, 256.0, 1)])
-def test_fits_stay_within_the_memory_too(monkeypatch, gigabytes, there, expected):
+def test_fits_stay_within_the_memory_too(monkeypatch, caplog, gigabytes, there, expected):
     """0.4 GB for each worker, on a machine of 64 processors."""
     monkeypatch.setattr(machine, "available_cpus", lambda *values: 64)
     monkeypatch.setattr(executors, "available_memory_gb", lambda: there)
-    assert executors.within_memory(Config(performance={"max_memory_gb": gigabytes})).max_workers == expected
+    with caplog.at_level("INFO", "tract7dt.executors"):
+        assert executors.within_memory(Config(performance={"max_memory_gb": gigabytes})).max_workers == expected
+    assert (f"{expected} of 64 workers" in caplog.text) == (expected < 64)

@@ -37,7 +37,10 @@ def within_memory(cfg):
     "The `patch_run` section with no more workers than fit into `performance.max_memory_gb`; for `auto`, into what this process may use."
     bound = cfg.performance.max_memory_gb
     fitting = max(1, int(((available_memory_gb() if bound == "auto" else bound) - OWN_GB) / WORKER_GB))
-    return cfg.patch_run.model_copy(update={"max_workers": min(worker_count(cfg.patch_run.max_workers), fitting)})
+    wanted = worker_count(cfg.patch_run.max_workers)
+    if fitting < wanted:
+        log.info("fit: %d of %d workers, more do not fit into the memory (performance.max_memory_gb)", fitting, wanted)
+    return cfg.patch_run.model_copy(update={"max_workers": min(wanted, fitting)})
 
 
 def make_pool(workers: int) -> ProcessPoolExecutor:
