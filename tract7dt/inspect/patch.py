@@ -306,10 +306,10 @@ def patch_tag_of(wanted: str, index: pd.DataFrame, patches: pd.DataFrame) -> str
     """
     row = index[index["ID"] == wanted]
     if row.empty:
-        raise UserError(f"{wanted}: no such source")
+        raise UserError(f"{wanted}: no such source; give the ID of another")
     tag = row["patch_tag"].iloc[0]
     if not tag:
-        raise UserError(f"{wanted} was not fitted: {row['excluded_reason'].iloc[0]}")
+        raise UserError(f"{wanted} was not fitted: {row['excluded_reason'].iloc[0]}; give the ID of another")
     if tag not in patches.index:
         raise UserError(f"{wanted} was fitted in patch {tag}, which patches.csv does not list; run tract7dt build-patches again")
     return tag
