@@ -157,6 +157,22 @@ def test_an_empty_work_directory_gives_sentences(middle_config):
         assert sentence in text
 
 
+def test_a_catalog_that_was_changed_is_named(middle_run):
+    cfg, result = middle_run
+    path = result.layout.final_catalog
+    written = path.read_bytes()
+
+    def summary():
+        return Page(SECTIONS["Sources"](Leftovers(cfg, result.layout))).text
+
+    assert "was changed" not in summary()
+    try:
+        path.write_bytes(written + written.splitlines(keepends=True)[-1])
+        assert f"{path.name} was changed after the run had written it" in summary()
+    finally:
+        path.write_bytes(written)
+
+
 @pytest.mark.parametrize("lost, section, sentence", [
     ("run_summary", "Failures", "No patch was fitted yet"), ("zp_summary", "Zero points", "No zero points"),
     ("zp_per_object", "Zero points", "table of the calibration stars is missing"),

@@ -43,7 +43,8 @@ def summary(left: Leftovers) -> str:
             ("injected or matched Gaia stars", int(catalog["gaia_source_id"].fillna("").ne("").sum()))]
     rows += [(f"not measured: {reason}", count) for reason, count in catalog["excluded_reason"].fillna("").value_counts().items() if reason]
     rows += [(f"model {kind}", count) for kind, count in catalog["stype_fit"].value_counts().items() if kind]
-    return table_html(pd.DataFrame(rows, columns=["what", "number"]))
+    changed = f"{left.layout.final_catalog.name} was changed after the run had written it; this page shows it as it is now."
+    return paragraph(changed) * left.has_other_catalog + table_html(pd.DataFrame(rows, columns=["what", "number"]))
 
 
 def failures(left: Leftovers) -> str:

@@ -22,7 +22,8 @@ from .damage import damaged, read_csv, read_json, reading
 from .errors import UserError
 from .files import Layout
 from .frames import Band
-from .merge import read_catalog
+from .manifest import Manifest
+from .merge import is_as_written, read_catalog
 from .model_images import open_bands
 from .plots.base import plain_texts
 
@@ -84,6 +85,11 @@ class Leftovers:
     def catalog(self) -> pd.DataFrame | None:
         "The final catalog."
         return read_catalog(self.layout.final_catalog) if self.layout.final_catalog.exists() else None
+
+    @property
+    def has_other_catalog(self) -> bool:
+        "Whether the final catalog is another than the run wrote."
+        return self.catalog is not None and self.layout.manifest.exists() and not is_as_written(self.layout, Manifest.load(self.layout))
 
     @cached_property
     def images(self) -> tuple[tuple[Band, ...], str]:
