@@ -1,10 +1,12 @@
 """What several test modules share: the sample tile, run once, and the program, started quickly."""
 
+import gc
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +30,15 @@ def loaded():
     context.set_forkserver_preload(LIBRARIES + ROOMS)
     forkserver.ensure_running()
     return context
+
+
+@pytest.fixture
+def own_garbage():
+    """Connections that a library leaves to the garbage collector are collected here, and not under the eyes of a later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Done(NamedTuple):

@@ -1,13 +1,11 @@
 """Patches on a Dask cluster: the same bytes as on processes of this machine, whatever happens to the workers."""
 
-import gc
 import os
 import shutil
 import signal
 import subprocess
 import threading
 import time
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,16 +19,7 @@ from tract7dt.errors import UserError
 from tract7dt.files import Layout
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.xdist_group("middle_run")
-
-
-@pytest.fixture(autouse=True)
-def own_garbage():
-    """Connections that Dask leaves to the garbage collector are collected here, and not under the eyes of a later test."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+pytestmark = [pytest.mark.xdist_group("middle_run"), pytest.mark.usefixtures("own_garbage")]
 
 
 def moved(middle_run, middle_config, **changes):

@@ -1,7 +1,6 @@
 """`download-sample` against a server on this machine: what arrives is checked, and a failure leaves nothing behind."""
 
 import functools
-import gc
 import gzip
 import hashlib
 import io
@@ -18,6 +17,9 @@ from astropy.io import fits
 from tract7dt.errors import UserError
 from tract7dt.fits_image import locate_image
 from tract7dt.sample.download import download_sample
+
+# The HTTP library leaves refused and broken connections to the garbage collector, which may find them during any test of this file.
+pytestmark = [pytest.mark.usefixtures("own_garbage"), pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -135,22 +137,16 @@ def test_no_such_file(served, tmp_path):
     leaves_nothing(tmp_path, "nothing.tgz: the download failed \\(404 .*make-sample")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_network(tmp_path, monkeypatch):
-    """The HTTP library leaves the refused connection to the garbage collector, which is called here, where that may be."""
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setenv("TRACT7DT_SAMPLE_URL", "http://127.0.0.1:9/uds.tgz")
     leaves_nothing(tmp_path, "the download failed \\(ConnectionError.*make-sample")
-    gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_transfer_that_stops_half_way(served, tmp_path):
-    """The HTTP library leaves the broken connection to the garbage collector, which is called here, where that may be."""
     served("cut.tgz")
     leaves_nothing(tmp_path, "the download failed")
-    gc.collect()
 
 
 @pytest.mark.parametrize("name", ["uds.tgz", "uds.zip"])
