@@ -248,7 +248,7 @@ def draw_cell(product: CellPSF, psf: BandPSF, view, mean: np.ndarray, cfg: Confi
 
 def sheet_path(layout: Layout, band: str) -> Path:
     "The picture of all cells of a band."
-    return layout.psf_model(band).with_name("epsf_sheet.png")
+    return layout.epsf_sheet(band)
 
 
 def draw_band(band: Band, psf: BandPSF, cells: tuple[CellPSF, ...], sources, cfg: Config, layout: Layout) -> list[str]:

@@ -253,6 +253,6 @@ def report(config) -> Report:
         The YAML configuration file.
     """
     with session(config, "report", alone=False) as (cfg, layout):
-        path = layout.work_dir / "report.html"
+        path = layout.report_page
         write_text(path, page(Leftovers(cfg, layout)))
         return Report(path)
