@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import __version__
+from .collisions import refuse_among_tiles
 from .config import Config, Logging
 from .configfile import absolute, load_config
 from .damage import Damaged, read_csv
@@ -303,9 +304,12 @@ def run_many(tiles: str, summary: str = "run_many.csv", again: bool = False) -> 
         Run finished tiles too.
     """
     path = absolute(Path.cwd(), summary, "--summary")
-    configs = {config: load_tile(config) for config in (tiles if isinstance(tiles, list) else read_tiles(tiles))}
+    paths = tiles if isinstance(tiles, list) else read_tiles(tiles)
+    configs = {config: load_tile(config) for config in paths}
     check_folders(configs)
-    rows = starting_rows(configs, {} if again else read_rows(path), path.with_name(f"{path.stem}_logs"))
+    refuse_among_tiles(configs, path, getattr(paths, "source", None))
+    known = read_rows(path)
+    rows = starting_rows(configs, {} if again else known, path.with_name(f"{path.stem}_logs"))
     write_rows(rows, path)
     console = ConsoleHandler()
     console.setFormatter(LineFormatter(Logging().format))

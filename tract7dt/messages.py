@@ -171,7 +171,7 @@ def messages_of(source: str, module: str) -> Iterator[Message]:
 # %% ../nbs/01b_messages.ipynb #c014
 MOMENTS = {
     "Reading the configuration": ("every command", ("yamlfile", "configfile")),
-    "Opening the work directory": ("every command that writes products", ("logs", "files", "lock")),
+    "Opening the work directory": ("check, and every command that writes products", ("collisions", "logs", "files", "lock")),
     "Reading images, catalog and Gaia table": (
         "check, run-epsf, build-patches, build-patch-inputs, run", ("sky", "fits_image", "frames", "headers", "text_tables", "catalog", "gaia_table", "tile", "gaia", "bright_mask")),
     "Building ePSFs": ("run-epsf, run", ("epsf",)),

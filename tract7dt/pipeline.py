@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import configfile, zp
+from .collisions import refuse_collisions
 from .config import Config
 from .epsf.build import EPSFGrid, band_workers, memory_needed
 from .executors import require_dask
@@ -140,10 +141,12 @@ def session(config: str | Path | Config, command: str, alone: bool = True):
     Raises
     ------
     UserError
-        If the configuration is wrong or asks for something that this version cannot do, or another run is at work there.
+        If the configuration is wrong or asks for something that this version cannot do, if a product would replace an input, or
+        if another run is at work there.
     """
     cfg = config if isinstance(config, Config) else configfile.load_config(str(config))
     require_available(cfg)
+    refuse_collisions(cfg)
     layout = Layout.of(cfg.outputs)
     make_folder(layout.work_dir)
     with work_lock(layout.lock, command) if alone else nullcontext("") as told, log_run(cfg.logging, layout.work_dir, command):
@@ -308,6 +311,7 @@ def check(config) -> Result:
     """
     cfg = config if isinstance(config, Config) else configfile.load_config(str(config))
     require_available(cfg)
+    refuse_collisions(cfg)
     for warning in configfile.config_warnings(cfg):
         log.warning(warning)
     tile = load_inputs(cfg)
