@@ -6,8 +6,8 @@
 __all__ = ['REMOVED', 'CATALOG_SUFFIXES', 'section_at', 'suggestion', 'unknown_key', 'dig', 'show', 'key_of', 'describe_error',
            'validate', 'is_placeholder', 'wants_gaia', 'check_placeholders', 'absolute', 'resolve_paths', 'override',
            'make_config', 'load_config', 'changed_keys', 'legacy_warnings', 'is_other_python', 'config_warnings',
-           'plain_values', 'to_yaml', 'key_lines', 'section_lines', 'template', 'dump_config', 'snapshot_text',
-           'write_new', 'snapshot']
+           'plain_values', 'to_yaml', 'key_lines', 'section_lines', 'template', 'is_configuration', 'dump_config',
+           'snapshot_text', 'write_new', 'snapshot']
 
 # %% ../nbs/00b_configfile.ipynb #c003
 import os
@@ -296,6 +296,14 @@ def template() -> str:
             "# Relative paths start at the folder of this file, those of products at outputs.work_dir."]
     return "\n".join([*head, *section_lines(Config)]) + "\n"
 
+# %% ../nbs/00b_configfile.ipynb #c055b
+def is_configuration(path: Path) -> bool:
+    "Whether a file may be replaced by a configuration: some line near its beginning opens a section, or it is empty."
+    with path.open("rb") as stream:
+        head = stream.read(100_000)
+    sections = "|".join(Config.model_fields)
+    return not head.strip() or re.search(rf"^({sections})\s*:".encode(), head, re.MULTILINE) is not None
+
 # %% ../nbs/00b_configfile.ipynb #c056
 def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> Path:
     """Write a configuration file with every key at its default, explained.
@@ -305,13 +313,15 @@ def dump_config(out: Path | str = "sample_config.yaml", force: bool = False) -> 
     out : path
         The file to write.
     force : bool
-        Replace an existing file.
+        Replace an existing configuration.
     """
     out = absolute(Path.cwd(), out, "--out")
     if out.exists() and not force:
         raise UserError(f"{out}: the file exists; choose another name with --out, or replace it with --force")
     if out.is_dir():
         raise UserError(f"{out}: is a folder; name a file with --out")
+    if out.exists() and not is_configuration(out):
+        raise UserError(f"{out}: is no configuration, and is not replaced by one; name another file with --out")
     write_text(out, template())
     return out
 
