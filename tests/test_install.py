@@ -208,7 +208,9 @@ def test_installed_program_runs(catalog, from_wheel):
 def test_lowest_versions_run(catalog, at_floors):
     """The same fluxes, to a hundredth of their errors, with `python -m tract7dt`."""
     low = small_run(lambda *words: at_floors.python("-m", "tract7dt", *words), at_floors)
-    assert low.ID.tolist() == catalog.ID.tolist() and low.fit_is_reliable.tolist() == catalog.fit_is_reliable.tolist()
+    assert low.fit_is_reliable.tolist() == catalog.fit_is_reliable.tolist()
+    same = ["ID", "RA", "DEC", "FLUX_m500"]
+    assert low[same].equals(catalog[same]), "what was read is written to the last digit"
     for band in ("m500", "m650", "m750"):
         off = (low[f"FLUX_{band}_fit"] - catalog[f"FLUX_{band}_fit"]) / catalog[f"FLUXERR_{band}_fit"]
         assert off.abs().max() < 0.01
