@@ -223,11 +223,12 @@ for module in pkgutil.walk_packages(tract7dt.__path__, "tract7dt."):
 table = pandas.DataFrame({"ID": ["a"]})
 table.to_parquet("a.parquet")
 assert pandas.read_parquet("a.parquet").equals(table)
+assert tract7dt.text_tables.to_float(pandas.Series(["1.9981763862473914"]))[0] == 1.9981763862473914
 """
 
 
 def test_lowest_versions_have_all_that_is_imported(at_floors):
-    """Every module, the inspectors too, and what the extras are for."""
+    """Every module, the inspectors too, and what the extras are for; numbers are read to the last digit."""
     at_floors.python("-c", EVERYTHING)
 
 
