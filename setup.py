@@ -28,6 +28,6 @@ setup(
     include_package_data=True,
     python_requires=f">={meta['min_python']}",
     install_requires=meta["requirements"].split(),
-    extras_require={"dev": meta["dev_requirements"].split(), "dask": meta["dask_requirements"].split(), "parquet": ["pyarrow"]},
+    extras_require={extra: meta[f"{extra}_requirements"].split() for extra in ("dev", "dask", "parquet")},
     entry_points={"console_scripts": meta["console_scripts"].split(), "nbdev": [f"{meta['lib_name']}={meta['lib_path']}._modidx:d"]},
 )

@@ -17,7 +17,7 @@ from tract7dt.commands import GROUPS, commands, definition, lazy
 
 SPEC = ("run", "check", "run-epsf", "build-patches", "build-patch-inputs", "run-patches", "merge", "compute-zp", "model", "report", "dump-config",
         "make-sample", "download-sample")
-HEAVY = ("numpy", "pandas", "astropy", "scipy", "matplotlib", "yaml", "pydantic", "tract7dt.pipeline", "tract7dt.config")
+HEAVY = ("numpy", "pandas", "astropy", "scipy", "matplotlib", "yaml", "pydantic", "IPython", "tract7dt.pipeline", "tract7dt.config")
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_nothing_heavy_is_imported_to_answer(words):
 
 def test_version(program):
     assert program("--version").stdout.strip() == program("-V").stdout.strip() == f"tract7dt {__version__}"
+
+
+@pytest.mark.parametrize("words, code", [([], 0), (["run", "--help"], 0), (["rnu"], 2), (["run", "none.yaml"], 2)])
+def test_python_m_is_the_program(words, code, tmp_path):
+    """What it says is what `tract7dt` says, names and all."""
+    ways = [sys.executable, "-m", "tract7dt"], [Path(sys.executable).with_name("tract7dt")]
+    said, expected = (subprocess.run([*way, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60) for way in ways)
+    assert (said.returncode, said.stdout, said.stderr) == (code, expected.stdout, expected.stderr) and "__main__" not in said.stdout + said.stderr
 
 
 def test_help_is_not_paged_and_can_be_cut(program):
@@ -188,6 +196,6 @@ def test_a_mistake_in_a_file_of_settings_is_told_before_anything_heavy_is_import
     """Nobody waits seconds to hear of a misspelt key."""
     (tmp_path / "bad.yaml").write_text("crop: {margins: 3}\n")
     program = ("import sys; from tract7dt.cli import cli; from tract7dt.commands import commands; code = cli(sys.argv[1:], commands()); "
-               "print(code, sorted({'pandas', 'astropy', 'scipy', 'matplotlib', 'photutils', 'tract7dt.pipeline'} & set(sys.modules)))")
+               "print(code, sorted({'pandas', 'astropy', 'scipy', 'matplotlib', 'photutils', 'IPython', 'tract7dt.pipeline'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "2 []\n" and words[1] in done.stderr, done

@@ -22,8 +22,9 @@ from tract7dt.inspect.base import open_run, png_of
 from tract7dt.inspect.epsf import cell_lines, read_band_view, read_summary
 from tract7dt.inspect.patch import SOURCE_HEAD, PatchInspector, patch_sheet, source_lines
 from tract7dt.inspect.source import SourceInspector
-from tract7dt.inspect.zp import Knobs, read_stars, zero_point_view, zp_lines
+from tract7dt.inspect.zp import Knobs, ZeroPointInspector, read_stars, zero_point_view, zp_lines
 from tract7dt.merge import read_catalog
+from tract7dt.widgets import TABS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAB = Path(sys.executable).with_name("jupyter-lab")
@@ -34,16 +35,17 @@ pytestmark = [
     pytest.mark.skipif(not LAB.exists(), reason="JupyterLab is not installed (it is in the dev requirements)"),
 ]
 NAMES = {"epsf": "EPSFInspector", "patch": "PatchInspector", "source": "SourceInspector", "zp": "ZeroPointInspector"}
+ALL_IN_ONE = "RunInspector"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync"]
 PATIENCE = 60_000
 PICTURES = {"EPSFInspector": 5, "PatchInspector": 4, "SourceInspector": 2, "ZeroPointInspector": 1}
 
 
-def notebook(work: Path) -> dict:
-    """A notebook with a cell for each inspector."""
-    sources = [f"from tract7dt.widgets import {', '.join(NAMES.values())}"]
-    sources += [f"{name}({str(work)!r})" for name in NAMES.values()]
+def notebook(work: Path, names) -> dict:
+    """A notebook with a cell for each of some inspectors."""
+    sources = [f"from tract7dt.widgets import {', '.join(names)}"]
+    sources += [f"{name}({str(work)!r})" for name in names]
     cells = [{"cell_type": "code", "id": f"c{k}", "metadata": {}, "execution_count": None, "outputs": [], "source": source} for k, source in enumerate(sources)]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
@@ -76,12 +78,13 @@ def catalog(work):
 
 @pytest.fixture(scope="module")
 def lab(work, tmp_path_factory):
-    """JupyterLab with the notebook, in folders of its own; yields its address."""
+    """JupyterLab with two notebooks, in folders of its own; yields its address."""
     folder = tmp_path_factory.mktemp("lab")
     settings = folder / "JUPYTER_CONFIG_DIR" / "labconfig" / "page_config.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
-    (folder / "view.ipynb").write_text(json.dumps(notebook(work)))
+    (folder / "view.ipynb").write_text(json.dumps(notebook(work, NAMES.values())))
+    (folder / "tabs.ipynb").write_text(json.dumps(notebook(work, [ALL_IN_ONE])))
     homes = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     port = free_port()
     command = [LAB, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
@@ -99,20 +102,43 @@ def lab(work, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    """The notebook in Chromium, all cells run, all inspectors shown."""
+def chromium():
+    """Chromium, started."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        page = browser.new_page(viewport={"width": 1500, "height": 1400})
-        page.set_default_timeout(PATIENCE)
-        page.goto(f"{lab}/lab/tree/view.ipynb?reset")
-        page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
-        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-        page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-        for name in NAMES.values():
-            page.wait_for_selector(f".{name} img", state="attached")
-        yield page
+        yield browser
         browser.close()
+
+
+def run_all_cells(chromium, address: str):
+    """A notebook in Chromium, its cells about to be run."""
+    page = chromium.new_page(viewport={"width": 1500, "height": 1400})
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{address}?reset")
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(lab, chromium):
+    """The notebook in Chromium, all cells run, all inspectors shown."""
+    page = run_all_cells(chromium, f"{lab}/lab/tree/view.ipynb")
+    for name in NAMES.values():
+        page.wait_for_selector(f".{name} img", state="attached")
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def tabs(lab, chromium):
+    """The notebook with all inspectors in one widget, whose first tab is shown."""
+    page = run_all_cells(chromium, f"{lab}/lab/tree/tabs.ipynb")
+    shown = page.wait_for_selector(f".{ALL_IN_ONE} .EPSFInspector img, :text('Error displaying widget')", state="attached")
+    assert "Error" not in shown.inner_text(), shown.inner_text()
+    yield page
+    page.close()
 
 
 PIXELS = """name => [...document.querySelectorAll(`.${name} img`)].filter(i => i.naturalWidth).map(i => {
@@ -287,18 +313,102 @@ def zero_point(run, sigma: float) -> str:
     return dict(zp_lines(zero_point_view(band, stars, Knobs(sigma, run.cfg.zp.clip_max_iters), run.cfg.zp)))["zero point"]
 
 
+def check_width(page, name: str) -> None:
+    """All pictures of an inspector are shown and stay within it, and no part of it has to be scrolled sideways."""
+    outer, right, pictures, wide = page.evaluate("""name => { const root = document.querySelector(`.${name}`);
+        const ends = [...root.querySelectorAll('img')].filter(i => i.naturalWidth && i.offsetParent).map(i => i.getBoundingClientRect().right);
+        return [root.getBoundingClientRect().right, Math.max(...ends), ends.length,
+            [root, ...root.querySelectorAll('.widget-box')].filter(e => e.scrollWidth > e.clientWidth).map(e => [e.className, e.scrollWidth, e.clientWidth])]; }""", name)
+    assert pictures >= PICTURES[name.split(".")[-1]], (name, pictures)
+    assert right <= outer + 2, (name, outer, right)
+    assert not wide, (name, "has to be scrolled sideways", wide)
+
+
 @pytest.mark.parametrize("width", [760, 1000])
 def test_nothing_is_cut_off_on_a_narrow_page(page, width):
     """Pictures stay within the notebook, of which JupyterLab leaves 390 and 630 pixels at these widths."""
     page.set_viewport_size({"width": width, "height": 1400})
     page.wait_for_timeout(500)
     for name in NAMES.values():
-        outer, right, pictures, wide = page.evaluate("""name => { const root = document.querySelector(`.${name}`);
-            const ends = [...root.querySelectorAll('img')].filter(i => i.naturalWidth && i.offsetParent).map(i => i.getBoundingClientRect().right);
-            return [root.getBoundingClientRect().right, Math.max(...ends), ends.length,
-                [root, ...root.querySelectorAll('.widget-box')].filter(e => e.scrollWidth > e.clientWidth).map(e => [e.className, e.scrollWidth, e.clientWidth])]; }""", name)
         screenshot(page, name, f"{width}")
-        assert pictures >= PICTURES[name], (name, pictures)
-        assert right <= outer + 2, (name, outer, right)
-        assert not wide, (name, "has to be scrolled sideways", wide)
+        check_width(page, name)
     page.set_viewport_size({"width": 1500, "height": 1400})
+
+
+def open_tab(tabs, title: str) -> str:
+    """Click a tab of the widget over all; returns what to call its inspector once all its pictures are there."""
+    name = f"{ALL_IN_ONE} .{TABS[title].__name__}"
+    tabs.click(f'.{ALL_IN_ONE} .lm-TabBar-tab:has-text("{title}")')
+    tabs.wait_for_function(f"name => ({PIXELS})(name).length >= {PICTURES[TABS[title].__name__]}", arg=name)
+    assert tabs.locator(f".{name}").is_visible()
+    return name
+
+
+def test_all_in_one_shows_the_first_tab_and_makes_no_other(tabs, work):
+    """Four titles; the ePSFs at once, the others when they are asked for."""
+    name, run = open_tab(tabs, "ePSFs"), open_run(work)
+    assert [each.split() for each in tabs.locator(f".{ALL_IN_ONE} .lm-TabBar-tabLabel").all_inner_texts()] == [title.split() for title in TABS]
+    assert tabs.locator(", ".join(f".{ALL_IN_ONE} .{other}" for other in list(NAMES.values())[1:])).count() == 0
+    view = read_band_view(run.layout, "m500", read_summary(run.layout)["m500"])
+    assert numbers(tabs, name, cell_lines(view.cells["r00_c00"]))
+    screenshot(tabs, ALL_IN_ONE, "ePSFs")
+    before = state(tabs, name)
+    selector(tabs, name, "band").select_option(label="m650")
+    changed(tabs, name, before, 4)
+    view = read_band_view(run.layout, "m650", read_summary(run.layout)["m650"])
+    assert numbers(tabs, name, cell_lines(view.cells["r00_c00"]))
+
+
+def test_the_tab_of_patches_shows_what_is_chosen(tabs, work):
+    name, twin = open_tab(tabs, "patches"), PatchInspector(work)
+    assert selector(tabs, name, "patch").input_value() == twin.patch.value
+    assert numbers(tabs, name, [SOURCE_HEAD, *source_lines(twin.view(), twin.source.value)])
+    screenshot(tabs, ALL_IN_ONE, "patches")
+    before = state(tabs, name)
+    click(tabs, name, 1, 0.75, 0.25)
+    changed(tabs, name, before, 2)
+    twin.patch.value = "r00_c00_pr01_pc01"
+    assert selector(tabs, name, "patch").input_value() == twin.patch.value
+    assert numbers(tabs, name, [SOURCE_HEAD, *source_lines(twin.view(), twin.source.value)])
+
+
+def test_the_tab_of_sources_finds_one(tabs, work):
+    name, twin, wanted = open_tab(tabs, "sources"), SourceInspector(work), "00204"
+    assert tabs.locator(f".{name} .widget-select select option:checked").inner_text() == twin.source.value
+    assert numbers(tabs, name, [re.findall("<td[^>]*>(.*?)</td>", twin.moves.value)])
+    screenshot(tabs, ALL_IN_ONE, "sources")
+    before = state(tabs, name)
+    field = tabs.locator(f".{name} .widget-text input")
+    field.fill(wanted)
+    field.press("Enter")
+    changed(tabs, name, before, 2)
+    twin.find.value = wanted
+    assert numbers(tabs, name, [re.findall("<td[^>]*>(.*?)</td>", twin.moves.value)])
+
+
+def test_the_tab_of_zero_points_follows_its_band(tabs, work):
+    name, twin = open_tab(tabs, "zero points"), ZeroPointInspector(work)
+    assert numbers(tabs, name, zp_lines(twin.view()))
+    screenshot(tabs, ALL_IN_ONE, "zero_points")
+    before = state(tabs, name)
+    selector(tabs, name, "band").select_option(label="m750")
+    changed(tabs, name, before, 1)
+    twin.band.value = "m750"
+    assert numbers(tabs, name, zp_lines(twin.view()))
+
+
+def test_a_tab_that_was_opened_keeps_its_choice(tabs):
+    """Going to and fro makes nothing anew."""
+    for title, chosen in {"zero points": "m750", "ePSFs": "m650"}.items():
+        name = open_tab(tabs, title)
+        assert selector(tabs, name, "band").locator("option:checked").inner_text() == chosen
+
+
+def test_no_tab_is_cut_off_on_a_narrow_page(tabs):
+    tabs.set_viewport_size({"width": 760, "height": 1400})
+    tabs.wait_for_timeout(500)
+    for title in TABS:
+        name = open_tab(tabs, title)
+        screenshot(tabs, ALL_IN_ONE, f"{title.replace(' ', '_')}_760")
+        check_width(tabs, name)
+    tabs.set_viewport_size({"width": 1500, "height": 1400})

@@ -150,7 +150,7 @@ def _fire(name: str, function, words: list[str]) -> dict:
     note.__signature__ = inspect.signature(function)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            fire.Fire(note, words, f"{PROGRAM} {name}")
+            fire.Fire(note, words, f"{PROGRAM} {name}", serialize=lambda nothing: "")
     except fire.core.FireExit:
         raise NotUnderstood(_complaint(said.getvalue())) from None
     return noted

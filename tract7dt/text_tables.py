@@ -41,8 +41,10 @@ def is_missing(values: pd.Series) -> pd.Series:
 
 
 def to_float(values: pd.Series) -> pd.Series:
-    "float64 of texts; NaN where missing or no number."
-    return pd.to_numeric(values.str.strip(), errors="coerce").astype(float)
+    "float64 of texts, to the last digit; NaN where missing or no number."
+    texts = values.str.strip()
+    numbers = pd.to_numeric(texts, errors="coerce").astype(float)
+    return texts[numbers.notna()].map(float).astype(float).reindex(values.index)
 
 
 def typed(values: pd.Series) -> pd.Series:
