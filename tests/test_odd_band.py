@@ -119,10 +119,10 @@ def test_a_band_out_of_focus(usual, drawn, tmp_path, image, radius):
 
 
 def test_all_bands_out_of_focus(drawn, tmp_path):
-    """Where every band is odd nobody outvotes it: the stars are found all the same."""
+    """No band is there to tell stars by; some are lost, those that are left make the right PSF."""
     tile, cfg = tile_of(tmp_path, [image_of(out_of_focus(5.0), seed) for seed in range(3)])
     grid = build_epsf(tile, cfg, workers=1)
-    assert all(model.nstars >= 25 and abs(error_of(grid, band, out_of_focus(5.0))) < 0.02 for band, model in grid.bands.items())
+    assert all(model.nstars >= 10 and abs(error_of(grid, band, out_of_focus(5.0))) < 0.02 for band, model in grid.bands.items())
 
 
 def test_check_says_which_card_and_which_band(drawn, tmp_path, caplog, capsys):
