@@ -130,6 +130,7 @@ BAND_COLUMNS = _columns(
 FINAL_COLUMNS = _columns(
     ("fit_is_reliable", "bool", "", "no hard problem; where each band was fitted alone: in no band that has data"),
     ("fit_quality_issues", "text", "", "all problems found, in any band, comma-joined in fixed order"),
+    ("reliable_{band}", "bool", "", "no hard problem in {band}: a fit without hard flags, data, and a PSF made from stars or given, not an analytic one"),
 )
 
 MAG_COLUMNS = _columns(
@@ -158,7 +159,7 @@ _ALONE_ORDER = (
 _SHARED = {column.name: column for column in SOLUTION_COLUMNS}
 ALONE_COLUMNS = tuple(
     own for name in _ALONE_ORDER for own in (BAND_COLUMNS if name == "BAND" else [_alone(_SHARED[name])]))
-ALONE_FINAL_COLUMNS = tuple(map(_alone, FINAL_COLUMNS))
+ALONE_FINAL_COLUMNS = tuple(_alone(column) for column in FINAL_COLUMNS if not column.per_band)
 
 # %% ../nbs/05_columns.ipynb #c014
 def expand(columns: tuple[Column, ...], bands) -> list[Column]:
@@ -177,8 +178,8 @@ def fit_columns(bands, together: bool = True) -> list[Column]:
 def final_columns(bands, together: bool = True) -> list[Column]:
     "Columns that follow the fit columns in the final catalog, before the magnitudes."
     if together:
-        return list(FINAL_COLUMNS)
-    return [_SHARED["fit_flags"], *FINAL_COLUMNS, *expand(ALONE_FINAL_COLUMNS, sorted(bands))]
+        return expand(FINAL_COLUMNS, bands)
+    return [_SHARED["fit_flags"], *expand(FINAL_COLUMNS, sorted(bands)), *expand(ALONE_FINAL_COLUMNS, sorted(bands))]
 
 
 def result_columns(bands) -> list[Column]:

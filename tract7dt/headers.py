@@ -137,8 +137,8 @@ def fwhm_pix(path: Path, header: fits.Header, wcs: WCS | None, problems: Problem
         return peeing
     if math.isfinite(seeing) and seeing > 0:
         return seeing / pixel_scale_arcsec(wcs) if wcs else None
-    problems.warn(f"{path}: {shown(header, 'PEEING')}, {shown(header, 'SEEING')}; star apertures of 3 pix and "
-                  "patch_run.fallback_default_fwhm_pix are used for this band")
+    problems.warn(f"{path}: {shown(header, 'PEEING')}, {shown(header, 'SEEING')}; the width of stars is measured; where "
+                  "it cannot be, star apertures of 3 pix and patch_run.fallback_default_fwhm_pix are used for this band")
     return None
 
 # %% ../nbs/10b_headers.ipynb #c016

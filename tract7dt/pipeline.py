@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'SECONDS_PER_SOURCE_AND_BAND', 'Result', 'require_available', 'session', 'run', 'run_epsf', 'build_patches',
-           'build_patch_inputs', 'run_patches', 'merge', 'compute_zp', 'depth', 'memory_gb', 'report', 'check']
+           'build_patch_inputs', 'run_patches', 'merge', 'compute_zp', 'depth', 'memory_gb', 'band_line', 'report',
+           'check']
 
 # %% ../nbs/70_pipeline.ipynb #c003
 import logging
@@ -18,7 +19,7 @@ import pandas as pd
 from . import configfile, zp
 from .collisions import refuse_collisions
 from .config import Config
-from .epsf.build import EPSFGrid, band_workers, memory_needed
+from .epsf.build import EPSFGrid, band_workers, measured_widths, memory_needed, width_doubts
 from .executors import require_dask
 from .files import Layout, make_folder, sweep
 from .fit.tractor_build import require_tractor
@@ -270,11 +271,11 @@ def compute_zp(config) -> Result:
 SECONDS_PER_SOURCE_AND_BAND = 0.005
 
 
-def depth(band, zp_ref: float) -> float:
-    "AB magnitude of a point source of S/N 5; NaN without a seeing in the header."
-    if band.fwhm_pix is None:
+def depth(band, zp_ref: float, fwhm_pix: float | None) -> float:
+    "AB magnitude of a point source of S/N 5 for a FWHM; NaN without one."
+    if fwhm_pix is None:
         return float("nan")
-    return zp_ref - 2.5 * np.log10(5 * band.sky_sigma * np.sqrt(4 * np.pi) * band.fwhm_pix / 2.3548)
+    return zp_ref - 2.5 * np.log10(5 * band.sky_sigma * np.sqrt(4 * np.pi) * fwhm_pix / 2.3548)
 
 
 def memory_gb(tile: Tile, cfg: Config) -> float:
@@ -283,16 +284,21 @@ def memory_gb(tile: Tile, cfg: Config) -> float:
     own, worker = memory_needed(len(tile.bands), tile.shape, weights)
     return (own + worker * band_workers(wanted, len(tile.bands), tile.shape, cfg.performance.max_memory_gb, weights)) / 1e9
 
+# %% ../nbs/70_pipeline.ipynb #c025b
+def band_line(band, zp_ref: float, fwhm_pix: float | None) -> str:
+    "What a band is like; the width is that of its stars, or the header's where there are none."
+    return (f"  {band.name}: FWHM {fwhm_pix or float('nan'):.2f} pix, sky noise {band.sky_sigma:.4g} scaled counts, "
+            f"depth {depth(band, zp_ref, fwhm_pix):.2f} mag, {band.path}")
 
-def report(tile: Tile, made: list[Patch], cfg: Config) -> list[str]:
-    "What a run on a tile would be like, a line each."
+
+def report(tile: Tile, made: list[Patch], cfg: Config, widths: dict[str, float | None]) -> list[str]:
+    "What a run on a tile would be like, a line each; `widths`: FWHM (pix) of the stars of each band."
     height, width = tile.shape
     rows = tile.catalog[tile.active]
     stars = ((rows["TYPE"] == "STAR") if "TYPE" in rows else pd.Series(False, index=rows.index)).sum()
     gaia = (rows["gaia_source_id"] != "").sum()
     seconds = SECONDS_PER_SOURCE_AND_BAND * len(rows) * len(tile.bands) / worker_count(cfg.patch_run.max_workers, max(1, len(made)))
-    bands = [f"  {band.name}: FWHM {band.fwhm_pix or float('nan'):.2f} pix, sky noise {band.sky_sigma:.4g} scaled counts, depth {depth(band, tile.zp_ref):.2f} mag, {band.path}"
-             for band in tile.bands]
+    bands = [band_line(band, tile.zp_ref, widths[band.name] or band.fwhm_pix) for band in tile.bands]
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:", *bands,
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
@@ -300,7 +306,7 @@ def report(tile: Tile, made: list[Patch], cfg: Config) -> list[str]:
         f"about {seconds:.0f} s for the fit and {memory_gb(tile, cfg):.1f} GB of memory",
     ]
 
-
+# %% ../nbs/70_pipeline.ipynb #c025c
 def check(config) -> Result:
     """Check configuration and inputs and report what a run would do; nothing is written.
 
@@ -316,5 +322,8 @@ def check(config) -> Result:
         log.warning(warning)
     tile = load_inputs(cfg)
     tile = augment_gaia(tile, cfg) if cfg.zp.enabled else tile
-    print("\n".join(report(tile, divide_frame(tile, cfg), cfg)))
+    widths = measured_widths(tile, cfg.patch_run.fallback_default_fwhm_pix)
+    for doubt in width_doubts(tile, widths):
+        log.warning(doubt)
+    print("\n".join(report(tile, divide_frame(tile, cfg), cfg, widths)))
     return Result("check", Layout.of(cfg.outputs), tile=tile)

@@ -69,8 +69,10 @@ def flag_counts(left: Leftovers) -> str:
 # %% ../nbs/78_report.ipynb #c008
 def band_rows(left: Leftovers) -> pd.DataFrame:
     "One row of facts for each band, indexed by its name."
-    rows = {b.name: {"image": b.path.name, "FWHM (pix)": b.fwhm_pix, "sky noise (counts)": b.sky_sigma,
-                     "depth (mag)": depth(b, left.cfg.image_scaling.zp_ref)} for b in left.images[0]}
+    seen = {band: float(np.median([c["fwhm_pix"] for c in left.cells if c["band"] == band and c.get("fwhm_pix")] or np.nan)) for band in {c["band"] for c in left.cells}}
+    widths = {b.name: seen[b.name] if np.isfinite(seen.get(b.name, np.nan)) else b.fwhm_pix for b in left.images[0]}
+    rows = {b.name: {"image": b.path.name, "FWHM (pix)": widths[b.name], "sky noise (counts)": b.sky_sigma,
+                     "depth (mag)": depth(b, left.cfg.image_scaling.zp_ref, widths[b.name])} for b in left.images[0]}
     for cell in left.cells:
         row = rows.setdefault(cell["band"], {})
         row["ePSF cells"] = row.get("ePSF cells", 0) + (cell.get("status") == "ok")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'MAG_PER_LN', 'MIN_SNR', 'MAX_FRACFLUX', 'FEW_STARS', 'PER_OBJECT_COLUMNS', 'clip_about_median',
-           'intrinsic_scatter', 'weighted_mean', 'weighted_median', 'point_sources_with_gaia', 'band_stars',
-           'BandZeroPoint', 'bright_scatter', 'solve_band', 'trend_significance', 'colours', 'ZeroPoints',
+           'intrinsic_scatter', 'weighted_mean', 'weighted_median', 'point_sources_with_gaia', 'sound_fits',
+           'band_stars', 'BandZeroPoint', 'bright_scatter', 'solve_band', 'trend_significance', 'colours', 'ZeroPoints',
            'solve_zero_points', 'add_magnitudes', 'write_zero_points']
 
 # %% ../nbs/53_zp.ipynb #c003
@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from .columns import column_for
 from .errors import UserError
 from .files import Layout, write_csv
+from .fit.flags import HARD_FLAGS, FitFlag
 
 # %% ../nbs/53_zp.ipynb #c004
 log = logging.getLogger(__name__)
@@ -83,6 +84,14 @@ def point_sources_with_gaia(catalog: pd.DataFrame) -> pd.DataFrame:
     return catalog[is_star & ids.ne("") & ~ids.duplicated(keep=False)]
 
 
+def sound_fits(stars: pd.DataFrame, band: str) -> np.ndarray:
+    "Rows with a reliable fit in a band, or one that only an analytic PSF makes unreliable."
+    reliable = stars[column_for(stars, "fit_is_reliable", band)].astype(bool).to_numpy()
+    name = column_for(stars, "fit_flags", band)
+    flags = stars[name].fillna(0).to_numpy(np.int64) if name in stars else np.zeros(len(stars), np.int64)
+    return reliable | (flags & int(HARD_FLAGS) == int(FitFlag.ANALYTIC_PSF))
+
+
 def band_stars(catalog: pd.DataFrame, gaia: pd.DataFrame, band: str) -> pd.DataFrame:
     """Zero points of single stars in one band, one row per point source with a Gaia magnitude and a positive flux.
 
@@ -91,12 +100,12 @@ def band_stars(catalog: pd.DataFrame, gaia: pd.DataFrame, band: str) -> pd.DataF
     stars = point_sources_with_gaia(catalog)
     mags = gaia.drop_duplicates("source_id").set_index("source_id")[f"mag_{band}"]
     flux, error = stars[f"FLUX_{band}_fit"].astype(float), stars[f"FLUXERR_{band}_fit"].astype(float)
-    x, y, reliable = (stars[column_for(catalog, name, band)] for name in ("x_pix_white_fit", "y_pix_white_fit", "fit_is_reliable"))
+    x, y = (stars[column_for(catalog, name, band)] for name in ("x_pix_white_fit", "y_pix_white_fit"))
     table = pd.DataFrame({
         "ID": stars["ID"] if "ID" in stars else stars.index.astype(str), "gaia_source_id": stars["gaia_source_id"],
         "x": x, "y": y,
         "gaiaxp_mag": stars["gaia_source_id"].map(mags).astype(float), "flux": flux, "fluxerr": error,
-        "is_usable": reliable.astype(bool) & (flux > MIN_SNR * error) & np.isfinite(error)
+        "is_usable": sound_fits(stars, band) & (flux > MIN_SNR * error) & np.isfinite(error)
         & (stars[f"fracflux_{band}_fit"].astype(float) < MAX_FRACFLUX),
     })
     table = table[np.isfinite(table["gaiaxp_mag"]) & (table["flux"] > 0)].reset_index(drop=True)

@@ -195,14 +195,14 @@ def verdict(eps_pred: float, red_lines) -> str:
     return "poor" if red_lines else next((word for limit, word in VERDICTS if eps_pred < limit), "poor")
 
 
-def red_lines(psf: BandPSF, numbers: dict, fwhm_header: float | None) -> tuple[str, ...]:
+def red_lines(psf: BandPSF, numbers: dict, band_fwhm: float | None) -> tuple[str, ...]:
     "Which limits a cell crosses, in words."
     checks = {
         "core residual above 2 % of the peak": abs(numbers["core_resid"]) > 0.02 and numbers["core_resid_err"] < 0.007,
         "residual at 8 to 18 px above 0.1 % of the peak": abs(numbers["annulus_resid"]) > 0.001 and numbers["total_snr"] > 100,
         "median chi-square above 3": numbers["chi2_core_median"] > 3,
-        "FWHM differs from the header's by more than 25 %":
-            fwhm_header is not None and abs(np.log(numbers["fwhm_pix"] / fwhm_header)) > np.log(1.25),
+        "FWHM differs from that measured in the band by more than 25 %":
+            band_fwhm is not None and abs(np.log(numbers["fwhm_pix"] / band_fwhm)) > np.log(1.25),
         "cell offset beyond 4 tau": abs(numbers["delta_lnfwhm"]) > 4 * psf.tau > 0,
         "more than 30 % of the stars rejected": psf.rejected_fraction > 0.3,
         "wing share at its limit": psf.wide >= 0.999 * WIDE_RANGE[1],
@@ -212,9 +212,9 @@ def red_lines(psf: BandPSF, numbers: dict, fwhm_header: float | None) -> tuple[s
 # %% ../../nbs/25b_psf_cells.ipynb #c015
 @dataclass(frozen=True)
 class CellContext:
-    "What a cell's record needs besides the model: the effective star mode, the header's FWHM, the cell's background numbers."
+    "What a cell's record needs besides the model: the effective star mode, the FWHM measured in the band (None: PSF not ours), the cell's background numbers."
     mode: str
-    fwhm_header: float | None
+    band_fwhm: float | None
     background: dict[str, object]
 
 
@@ -231,7 +231,7 @@ def cell_product(psf: BandPSF, cell: Cell, settings, context: CellContext) -> Ce
     used = listed[listed.accepted]
     numbers = shape_numbers(psf, x, y, stamp, settings.oversamp) | star_numbers(used)
     numbers["eps_pred"] = psf.eps_pred(x, y, settings.final_psf_size)
-    crossed = red_lines(psf, numbers, context.fwhm_header)
+    crossed = red_lines(psf, numbers, context.band_fwhm)
     box = cell.box
     meta = CellMeta(
         band=psf.band, patch=cell.tag, x0=box.x0, x1=box.x1, y0=box.y0, y1=box.y1, epsf_ngrid=psf.ngrid,

@@ -8,7 +8,7 @@ __all__ = ['WIDE_RATIO', 'WIDE_BETA', 'LNF', 'E1', 'E2', 'LNB', 'WIDE', 'BY_X', 
            'CORRELATION_LENGTH', 'MODES', 'alpha_squared', 'moffat', 'Parts', 'numbers_of', 'pixel_factor',
            'core_parts', 'value_at', 'moves_at', 'slopes_at', 'curved', 'core', 'core_value', 'image_fwhm',
            'fwhm_before_pixel', 'offsets', 'grid_half', 'dirichlet', 'shift_matrix', 'evaluate_grid', 'add_grid',
-           'taper', 'residual_modes']
+           'taper', 'leading_modes', 'residual_modes']
 
 # %% ../../nbs/22_psf_core.ipynb #c003
 from dataclasses import dataclass
@@ -283,6 +283,18 @@ def taper(radius, edge: float):
     return 0.5 * (1 + np.cos(np.pi * np.clip((radius / edge - 0.7) / 0.3, 0, 1)))
 
 
+def leading_modes(amplitude, x, y, length: float, modes: int):
+    "Leading modes [modes, P] of values at points x, y [P] (pix) with a standard deviation `amplitude` [P], correlated over `length` pixels."
+    inside = np.flatnonzero(amplitude)
+    squared = (x[inside, None] - x[inside]) ** 2 + (y[inside, None] - y[inside]) ** 2
+    covariance = amplitude[inside, None] * amplitude[inside] * np.exp(-0.5 * squared / length**2)
+    count = min(modes, len(inside))
+    values, vectors = eigh(covariance, subset_by_index=[len(inside) - count, len(inside) - 1])
+    table = np.zeros((count, len(x)))
+    table[:, inside] = (vectors * np.sqrt(np.clip(values, 0, None))).T[::-1] * np.sign(vectors.sum(axis=0) + 1e-300)[::-1, None]
+    return table
+
+
 def residual_modes(theta, half: int, step: float = 1.0, modes: int = MODES):
     """Leading modes U of the residual's prior covariance.
 
@@ -296,13 +308,4 @@ def residual_modes(theta, half: int, step: float = 1.0, modes: int = MODES):
     round_core = np.asarray(theta, float) * [1, 0, 0, 1, 1]
     profile = core_value(round_core, x, y)
     amplitude = (profile + 0.002 * profile.max()) * taper(radius, half)
-    inside = np.flatnonzero(amplitude)
-    length = CORRELATION_LENGTH * np.exp(theta[LNF])
-    squared = (x[inside, None] - x[inside]) ** 2 + (y[inside, None] - y[inside]) ** 2
-    covariance = amplitude[inside, None] * amplitude[inside] * np.exp(-0.5 * squared / length**2)
-    count = min(modes, len(inside))
-    values, vectors = eigh(covariance, subset_by_index=[len(inside) - count, len(inside) - 1])
-    table = np.zeros((count, len(x)))
-    table[:, inside] = (vectors * np.sqrt(np.clip(values, 0, None))).T[::-1] * np.sign(vectors.sum(axis=0) + 1e-300)[::-1, None]
-    side = 2 * round(half / step) + 1
-    return table.reshape(count, side, side)
+    return leading_modes(amplitude, x, y, CORRELATION_LENGTH * np.exp(theta[LNF]), modes).reshape(-1, *[2 * round(half / step) + 1] * 2)

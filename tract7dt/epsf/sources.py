@@ -20,6 +20,7 @@ from ..bright_mask import make_room, subtract_background
 from .core import core_value, fwhm_before_pixel, offsets
 from .model import ANALYTIC_BETA, ANALYTIC_WIDE
 from .starfit import StarStamps, cut_stamps
+from .width import measured_width
 
 # %% ../../nbs/24_psf_sources.ipynb #c007
 @dataclass(frozen=True)
@@ -65,17 +66,20 @@ CATALOG_RADIUS = 2.5
 GAIA_RADIUS = 1.5
 
 
-def detect(white, white_sigma, fwhm_pix: float):
+def detect(white, white_sigma, default_fwhm_pix: float):
     """Sources on the white stack: windowed x, y (pix) and peak (sigma).
 
-    Pixels whose sigma is not finite and positive are ignored.
+    Pixels whose sigma is not finite and positive are ignored. The window is as wide as the stars; `default_fwhm_pix` counts where
+    there are too few sources to tell.
     """
     bad = ~(np.isfinite(white) & np.isfinite(white_sigma) & (white_sigma > 0))
     sigma = np.where(bad, np.float32(1), white_sigma)
     image = subtract_background(white, bad)
     make_room(np.count_nonzero(image > LIST_SIGMA * sigma))
     found = sep.extract(image, LIST_SIGMA, err=sigma, mask=bad, minarea=LIST_MINAREA, deblend_cont=0.001)
-    x, y, flag = sep.winpos(image, found["x"], found["y"], np.full(len(found), fwhm_pix / 2.355))
+    best = np.argsort(-found["peak"], kind="stable")
+    width = measured_width(image, ~bad, sigma, np.inf, found["x"][best], found["y"][best]) or default_fwhm_pix
+    x, y, flag = sep.winpos(image, found["x"], found["y"], np.full(len(found), width / 2.355))
     moved = (flag != 0) | (np.hypot(x - found["x"], y - found["y"]) > 1.5)
     x, y = np.where(moved, found["x"], x), np.where(moved, found["y"], y)
     column, row = (np.clip(np.rint(v).astype(int), 0, n - 1) for v, n in ((x, image.shape[1]), (y, image.shape[0])))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'CORE_CROWDING', 'NEAR_CROWDING', 'HOLE_SHARE', 'SATURATION_SHARE', 'MAX_CANDIDATES', 'CORE_HALF', 'SEED_SNR',
-           'CLUMP', 'TEST_HALF', 'MAX_SEEDS', 'BAND_FLOOR', 'flagged_share', 'BandSurvey', 'first_reasons',
+           'TEST_HALF', 'MAX_SEEDS', 'BAND_FLOOR', 'ODD_SHARE', 'flagged_share', 'BandSurvey', 'first_reasons',
            'candidate_reasons', 'limit_per_cell', 'weighted_sizes', 'candidate_limit', 'survey_band', 'mean_sizes',
-           'first_clump', 'choose_seeds', 'ShapeTest', 'header_core', 'neighbours_of', 'provisional_core',
-           'compare_shapes', 'shape_changes', 'Verdict', 'judge', 'final_reasons']
+           'choose_seeds', 'ShapeTest', 'header_core', 'neighbours_of', 'provisional_core', 'compare_shapes',
+           'shape_changes', 'Verdict', 'suits', 'judge', 'seeds_that_suit', 'levelled', 'final_reasons']
 
 # %% ../../nbs/24b_psf_stars.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .neighbours import Neighbours, find_neighbours, settle
 from .solve import CoreFit, degree_for, fit_core, spread, start_values, terms_degree
 from .sources import BandFrame, SourceList, aperture_fluxes, crowding
 from .starfit import StarStamps, flat, information, inner_light, start_state
+from .width import first_clump
 from ..sky import cell_index
 
 # %% ../../nbs/24b_psf_stars.ipynb #c007
@@ -46,7 +47,8 @@ class BandSurvey:
     """What a band sees of the source list.
 
     `flux`, `snr`, `reason` [S] ('' = candidate); `stamps` of the candidates; `size` [N] ln of the weighted size over the
-    header's FWHM; `background` numbers by cell tag; `fwhm_pix` used throughout.
+    band's width `fwhm_pix`, which is used throughout; `card` the line about a header that
+    disagrees with it, or ''.
     """
     band: str
     fwhm_pix: float
@@ -55,6 +57,7 @@ class BandSurvey:
     reason: np.ndarray
     stamps: StarStamps
     size: np.ndarray
+    card: str = ""
 
 # %% ../../nbs/24b_psf_stars.ipynb #c008
 def first_reasons(tests, count: int) -> np.ndarray:
@@ -142,7 +145,6 @@ def survey_band(band: str, frame: BandFrame, sources: SourceList, fwhm_pix: floa
 
 # %% ../../nbs/24b_psf_stars.ipynb #c013
 SEED_SNR = 40.0
-CLUMP = 0.08
 
 
 def mean_sizes(surveys, count: int):
@@ -155,16 +157,6 @@ def mean_sizes(surveys, count: int):
         np.add.at(weight, rows[known], snr[known] ** 2)
         np.maximum.at(best, rows, snr)
     return np.divide(total, weight, where=weight > 0, out=np.full(count, np.nan)), best
-
-
-def first_clump(size) -> np.ndarray:
-    "Members of the first clump from the small end of the sizes."
-    order = np.sort(size)
-    counts = np.searchsorted(order, order + CLUMP, side="right") - np.arange(len(order))
-    small = order <= np.median(order)
-    enough = counts >= max(3, 0.4 * counts[small].max())
-    lowest = order[enough & small][0] if (enough & small).any() else order[0]
-    return (size >= lowest) & (size <= lowest + CLUMP)
 
 
 def choose_seeds(surveys, sources: SourceList) -> np.ndarray:
@@ -201,7 +193,7 @@ class ShapeTest:
 
 
 def header_core(fwhm_pix: float) -> np.ndarray:
-    "The core that the header's FWHM suggests."
+    "The core that a width in the image suggests."
     return np.array([np.log(fwhm_before_pixel(fwhm_pix)), 0, 0, 0.9, ANALYTIC_WIDE])
 
 
@@ -233,7 +225,7 @@ def provisional_core(survey: BandSurvey, sources: SourceList, shape, seeds, degr
 def compare_shapes(survey: BandSurvey, sources: SourceList, shape, seeds, degree_limit: int = 1) -> ShapeTest:
     """Compare all candidates of a band with the core of its seeds.
 
-    Without three seeds in the band the header's FWHM is the core, and the variance is enlarged by 0.15^2.
+    Without three seeds in the band a round core of the band's width counts, and the variance is enlarged by 0.15^2.
     """
     core_fit, stamps = provisional_core(survey, sources, shape, seeds, degree_limit), survey.stamps
     if core_fit is None:
@@ -258,10 +250,20 @@ BAND_FLOOR = 0.03
 
 @dataclass(frozen=True)
 class Verdict:
-    "Mean change [S, 3] of (ln FWHM, e1, e2), its error [S, 3] (infinite if never a candidate), and whether it is a star [S]."
+    """Mean change [S, 3] of (ln FWHM, e1, e2), its error [S, 3] (infinite if never a candidate), and whether it is a star [S].
+
+    `odd`: for each band unlike the others the line that says so.
+    """
     change: np.ndarray
     error: np.ndarray
     star: np.ndarray
+    odd: dict[str, str] = field(default_factory=dict)
+
+
+def suits(change, error) -> np.ndarray:
+    "Whether changes of (ln FWHM, e1, e2) [N, 3] are small enough for stars, bool [N]."
+    size_fits = np.abs(change[:, 0]) < 2 * error[:, 0] + 0.02
+    return size_fits & (np.hypot(change[:, 1], change[:, 2]) < 2.6 * error[:, 1:].mean(axis=1) + 0.03)
 
 
 def judge(tests, count: int) -> Verdict:
@@ -273,11 +275,27 @@ def judge(tests, count: int) -> Verdict:
         np.add.at(weight, test.source, precision)
     change = np.divide(total, weight, where=weight > 0, out=np.zeros_like(total))
     error = np.sqrt(np.divide(1.0, weight, where=weight > 0, out=np.full_like(weight, np.inf)))
-    size_fits = np.abs(change[:, 0]) < 2 * error[:, 0] + 0.02
-    round_fits = np.hypot(change[:, 1], change[:, 2]) < 2.6 * error[:, 1:].mean(axis=1) + 0.03
-    return Verdict(change, error, size_fits & round_fits & (weight[:, 0] > 0))
+    return Verdict(change, error, suits(change, error) & (weight[:, 0] > 0))
+
+# %% ../../nbs/24b_psf_stars.ipynb #c018b
+ODD_SHARE = 0.5
 
 
+def seeds_that_suit(test: ShapeTest, seeds) -> float:
+    "Share of a band's seeds that its own core suits; 1 with fewer than three, which tell nothing."
+    own = seeds[test.source]
+    error = np.sqrt(test.variance[own] + BAND_FLOOR**2)
+    return float(suits(test.change[own], error).mean()) if own.sum() >= 3 else 1.0
+
+
+def levelled(test: ShapeTest, seeds) -> ShapeTest:
+    "The test of an odd band: changes without what its seeds want in common, variances with the scatter of its seeds."
+    own = test.change[seeds[test.source]]
+    middle = np.median(own, axis=0)
+    scatter = 1.4826 * np.median(np.abs(own - middle), axis=0)
+    return replace(test, change=test.change - middle, variance=test.variance + scatter**2)
+
+# %% ../../nbs/24b_psf_stars.ipynb #c018c
 def final_reasons(survey: BandSurvey, verdict: Verdict, cell, most: int) -> np.ndarray:
     "Reasons of a band after the star test, with at most `most` stars in a cell."
     reason = np.where((survey.reason == "") & ~verdict.star, "shape", survey.reason)

@@ -160,7 +160,7 @@ def fallback_stamp(fwhm: float, run, moffat, oversamp: int) -> np.ndarray:
 
 
 def analytic_answer(cfg, fwhm_pix: float | None, path, reason: str) -> PatchPSF:
-    """The fallback PSF of the header's seeing, at least 1 pix wide.
+    """The fallback PSF of a seeing, that of the default where there is none, at least 1 pix wide.
 
     Its predicted error is that of a Moffat function of this seeing, whatever the form: it comes from not knowing the
     seeing better.
@@ -238,7 +238,7 @@ def psf_of_model(model: BandPSF | None, cell_tag: str, x: float, y: float, cfg, 
     least = cfg.patch_run.min_epsf_nstars_for_use
     if model.source == "analytic":
         found = stars_found(model)
-        return replace(analytic_answer(cfg, fwhm_pix, path, low_star_reason(found, least)), nstars_used=found)
+        return replace(analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least)), nstars_used=found)
     if cfg.epsf.evaluate_at == "cell" or cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         (x, y), reach = cell_centre(model, cell_tag), None
     kept = None if layout is None else layout.gaussian_mixture(model.band, cell_tag)
@@ -258,7 +258,7 @@ def psf_for_patch(layout, band: str, cell_tag: str, x: float, y: float, cfg, fwh
         Uses `epsf` (size, oversampling, where to evaluate), `patch_run` (least number of stars, forms, default FWHM)
         and `moffat_psf` (exponent and stamp radius of the analytic stand-in).
     fwhm_pix : float or None
-        Seeing from the header, for the analytic stand-in.
+        Seeing from the header, for the stand-in of a band without a model.
     reach : (float, float), pix, or None
         How far from the middle, in x and in y, the gradient is taken; None = no gradient.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from .band import read_pixels
+from .band import frame_width, read_pixels
 from .model import BandPSF
 from .neighbours import Neighbours, find_neighbours, settle
 from .others import annulus_levels
@@ -69,12 +69,13 @@ def view_band(band: Band, settings, sources: SourceList | None = None, default_f
     sources : SourceList, optional
         As from `list_sources`; with it neighbours are modelled.
     default_fwhm_pix : float
-        For a header without seeing.
+        For a band whose width can neither be measured nor is in its header.
     """
     pixels = read_pixels(band, settings)
     flux = None
     if sources is not None:
-        flux, _ = aperture_fluxes(pixels.frame, sources, header_fwhm(band.fwhm_pix, default_fwhm_pix), settings)
+        width = frame_width(pixels.frame, sources) or header_fwhm(band.fwhm_pix, default_fwhm_pix)
+        flux, _ = aperture_fluxes(pixels.frame, sources, width, settings)
     return BandView(band.name, pixels.background, pixels.hidden, pixels.frame, sources, flux)
 
 # %% ../../nbs/26c_psf_views.ipynb #c009

@@ -39,6 +39,9 @@ FLAGS = (
     FlagInfo("near_unmodelled", False, "bright light that belongs to no source in the list was found within its footprint and ignored"),
     FlagInfo("blended", False, "some flux is shared with a neighbour that is hardly resolved, or depends on a shape as much: marginal error "
              "more than 4 times the conditional one"),
+    FlagInfo("analytic_psf", True, "in more than a third of the bands with data the PSF is analytic, a width and no more: fluxes there may be wrong "
+             "by 25 % and more"),
+    FlagInfo("analytic_psf_in_band", False, "at least one band was fitted with an analytic PSF and is not reliable"),
 )
 
 # %% ../../nbs/40_flags.ipynb #c008
