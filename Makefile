@@ -1,6 +1,7 @@
 # make demo   environment, package, full pipeline on the bundled sample tile
 # make test   environment, all tests (notebooks included)
 # make docs   environment, the documentation site in _proc/_docs
+# make lint   environment, ruff and the type checker's ratchet
 # make browser  Chromium for the tests in a browser, where apt and root are at hand (without it they are skipped)
 # All may be repeated; what is already there is not made again.
 
@@ -11,7 +12,7 @@ export MPLBACKEND ?= agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3
 
-.PHONY: help demo test test-slow docs browser notebooks clean
+.PHONY: help demo test test-slow docs lint browser notebooks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -40,6 +41,11 @@ test-slow: .venv/.installed
 
 docs: .venv/.installed
 	python tools/docs.py --check
+
+lint: .venv/.installed
+	ruff check
+	ruff format --check -q
+	python tools/type_check.py
 
 browser:
 	@tools/browser.sh

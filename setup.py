@@ -1,4 +1,5 @@
 """Package metadata comes from settings.ini, which nbdev reads too: one place for each."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -29,5 +30,8 @@ setup(
     python_requires=f">={meta['min_python']}",
     install_requires=meta["requirements"].split(),
     extras_require={extra: meta[f"{extra}_requirements"].split() for extra in ("dev", "dask", "parquet")},
-    entry_points={"console_scripts": meta["console_scripts"].split(), "nbdev": [f"{meta['lib_name']}={meta['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": meta["console_scripts"].split(),
+        "nbdev": [f"{meta['lib_name']}={meta['lib_path']}._modidx:d"],
+    },
 )

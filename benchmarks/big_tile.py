@@ -1,6 +1,8 @@
-"""A large tile made of copies of the sample: python benchmarks/big_tile.py FOLDER --width 2000 --height 2000 --bands 12
+"""A large tile made of copies of the sample: python benchmarks/big_tile.py FOLDER --width 2000 --height 2000
+--bands 12
 
-Pixels, catalog and Gaia table are repeated side by side, and the six bands under other names. For measuring time and
+Pixels, catalog and Gaia table are repeated side by side, and the six bands under other names. For measuring
+time and
 memory, not truth: light is cut off where two copies meet, and the PSF jumps there.
 """
 
@@ -15,7 +17,7 @@ import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from tract7dt.sky import to_pixels, to_sky
+from tract7dt.core.geometry import to_pixels, to_sky
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data"
 CELL_PIX, PATCH_PIX = 430, 140
@@ -25,6 +27,7 @@ ROWS_AT_ONCE = 64
 @dataclass(frozen=True)
 class BigTile:
     "Size of the frame, number of bands, and the part of the catalog's rows that is kept."
+
     width: int
     height: int
     bands: int
@@ -41,7 +44,10 @@ def offsets(tile: BigTile, shape) -> list[tuple[int, int]]:
 
 
 def repeated_rows(table: pd.DataFrame, wcs: WCS, columns, tile: BigTile, shape) -> pd.DataFrame:
-    "A table's rows at every copy's place; those off the frame or without a place are left out. `columns`: RA, Dec, identifier."
+    """A table's rows at every copy's place; those off the frame or without a place are left out.
+
+    `columns`: RA, Dec, identifier.
+    """
     ra, dec, identifier = columns
     x, y = to_pixels(wcs, table[ra].astype(float), table[dec].astype(float))
     inside = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
@@ -59,8 +65,17 @@ def write_band(source: Path, path: Path, name: str, tile: BigTile) -> None:
     with fits.open(source) as hdus:
         pixels, header = hdus[1].data.astype(">f4"), hdus[1].header.copy()
     header.update({"FILTER": name, "NAXIS1": tile.width, "NAXIS2": tile.height})
-    plain = fits.Header([("SIMPLE", True), *((c.keyword, c.value, c.comment) for c in header.cards if c.keyword not in ("XTENSION", "PCOUNT", "GCOUNT"))])
-    across = np.tile(pixels, (1, -(-tile.width // pixels.shape[1])))[:, :tile.width]
+    plain = fits.Header(
+        [
+            ("SIMPLE", True),
+            *(
+                (c.keyword, c.value, c.comment)
+                for c in header.cards
+                if c.keyword not in ("XTENSION", "PCOUNT", "GCOUNT")
+            ),
+        ]
+    )
+    across = np.tile(pixels, (1, -(-tile.width // pixels.shape[1])))[:, : tile.width]
     stream = fits.StreamingHDU(path, plain)
     for y in range(0, tile.height, ROWS_AT_ONCE):
         stream.write(across[np.arange(y, min(y + ROWS_AT_ONCE, tile.height)) % len(across)])
@@ -85,7 +100,10 @@ def write_tables(folder: Path, tile: BigTile, wcs: WCS, shape) -> None:
 def write_config(folder: Path, tile: BigTile) -> Path:
     "The sample's configuration with a grid that fits the frame."
     settings = yaml.safe_load((SAMPLE / "config.yaml").read_text())
-    settings["epsf"] |= {"epsf_ngrid": max(1, round(min(tile.width, tile.height) / CELL_PIX)), "ngrid": round(CELL_PIX / PATCH_PIX)}
+    settings["epsf"] |= {
+        "epsf_ngrid": max(1, round(min(tile.width, tile.height) / CELL_PIX)),
+        "ngrid": round(CELL_PIX / PATCH_PIX),
+    }
     settings["zp"]["min_box_size_pix"] = max(tile.width, tile.height)
     settings["overlay"]["downsample_full"] = max(1, max(tile.width, tile.height) // 1000)
     path = folder / "config.yaml"

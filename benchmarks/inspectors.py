@@ -1,11 +1,12 @@
-"""Processor time of what the inspectors do at a click: python benchmarks/inspectors.py [--work DIR] [--repeats N]
+"""Processor time of what the inspectors do at a click: python benchmarks/inspectors.py [--work DIR]
+[--repeats N]
 
-Without a finished run, one is made first: the sample tile with each of its bands under two names, 12 bands (a minute). Every
-kind of change is made several times, to another value each time; times are from the change of the control to the last message to
+Without a finished run, one is made first: the sample tile with each of its bands under two names, 12 bands (a
+minute). Every
+kind of change is made several times, to another value each time; times are from the change of the control to
+the last message to
 the browser, packed as a kernel packs it. Nothing is asserted here.
 """
-
-import one_thread  # noqa: F401  before NumPy
 
 import argparse
 import gc
@@ -18,20 +19,34 @@ from pathlib import Path
 
 import comm
 import ipywidgets
+import one_thread  # noqa: F401  before NumPy
 import pandas as pd
 from astropy.io import fits
 from comm.base_comm import BaseComm
-
 from measure import machine
-from tract7dt.configfile import load_config
-from tract7dt.pipeline import run
-from tract7dt.widgets import EPSFInspector, PatchInspector, SourceInspector, ZeroPointInspector
+
+from tract7dt.config.load import load_config
+from tract7dt.pipeline.commands import run
+from tract7dt.widgets.epsf import EPSFInspector
+from tract7dt.widgets.patch import PatchInspector
+from tract7dt.widgets.source import SourceInspector
+from tract7dt.widgets.zero_points import ZeroPointInspector
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data"
 SECOND = {"m400": "m425", "m500": "m525", "m575": "m600", "m650": "m675", "m750": "m775", "m850": "m875"}
-QUIET = {"logging.level": "ERROR", "overlay.enabled": False, "patch_run.no_cutouts": True, "patch_run.no_patch_overview": True, "plotting.dpi": 40,
-         "epsf.save_growth_curve": False, "epsf.save_residual_diagnostics": False, "epsf.save_patch_background_diagnostics": False,
-         "epsf.save_star_local_background_diagnostics": False, "epsf.max_workers": 1, "patch_run.max_workers": 1}
+QUIET = {
+    "logging.level": "ERROR",
+    "overlay.enabled": False,
+    "patch_run.no_cutouts": True,
+    "patch_run.no_patch_overview": True,
+    "plotting.dpi": 40,
+    "epsf.save_growth_curve": False,
+    "epsf.save_residual_diagnostics": False,
+    "epsf.save_patch_background_diagnostics": False,
+    "epsf.save_star_local_background_diagnostics": False,
+    "epsf.max_workers": 1,
+    "patch_run.max_workers": 1,
+}
 
 
 class PackingComm(BaseComm):
@@ -54,12 +69,25 @@ def second_band(folder: Path, name: str, other: str) -> Path:
 
 def run_of_twelve(folder: Path) -> Path:
     "Run the sample tile with twelve bands; returns the work directory."
-    paths = [path for name, other in SECOND.items() for path in (SAMPLE / "images" / f"{name}.fits.fz", second_band(folder, name, other))]
+    paths = [
+        path
+        for name, other in SECOND.items()
+        for path in (SAMPLE / "images" / f"{name}.fits.fz", second_band(folder, name, other))
+    ]
     (folder / "images.txt").write_text("".join(f"{path}\n" for path in paths))
     gaia = pd.read_csv(SAMPLE / "gaia_xp.csv", dtype=str, keep_default_na=False)
-    gaia.assign(**{f"mag_{other}": gaia[f"mag_{name}"] for name, other in SECOND.items()}).to_csv(folder / "gaia.csv", index=False)
-    cfg = load_config(SAMPLE / "config.yaml", QUIET | {
-        "inputs.image_list_file": folder / "images.txt", "inputs.gaiaxp_synphot_csv": folder / "gaia.csv", "outputs.work_dir": folder / "work"})
+    gaia.assign(**{f"mag_{other}": gaia[f"mag_{name}"] for name, other in SECOND.items()}).to_csv(
+        folder / "gaia.csv", index=False
+    )
+    cfg = load_config(
+        SAMPLE / "config.yaml",
+        QUIET
+        | {
+            "inputs.image_list_file": folder / "images.txt",
+            "inputs.gaiaxp_synphot_csv": folder / "gaia.csv",
+            "outputs.work_dir": folder / "work",
+        },
+    )
     return run(cfg).layout.work_dir
 
 
@@ -82,30 +110,40 @@ def changes(control, values) -> list[float]:
 
 def spread(values, count: int) -> list:
     "As many of the values, spread over the list."
-    return values[::max(1, len(values) // count)][:count]
+    return values[:: max(1, len(values) // count)][:count]
 
 
 def openings(work: Path, repeats: int) -> dict[str, list[float]]:
-    "Milliseconds to open each inspector, again and again; the first time in this process pays for what is then remembered."
+    """Milliseconds to open each inspector, again and again; the first time in this process pays for what is
+    then remembered.
+    """
     kinds = EPSFInspector, PatchInspector, SourceInspector, ZeroPointInspector
     first = {f"{kind.__name__}: the first time": [timed(lambda: kind(work))] for kind in kinds}
-    return first | {f"{kind.__name__}: again": [timed(lambda: kind(work)) for _ in range(repeats)] for kind in kinds}
+    return first | {
+        f"{kind.__name__}: again": [timed(lambda: kind(work)) for _ in range(repeats)] for kind in kinds
+    }
 
 
 def epsf_redraws(work: Path, count: int) -> dict[str, list[float]]:
     seen = EPSFInspector(work)
-    return {"ePSF: another band": changes(seen.band, spread(values_of(seen.band), count)),
-            "ePSF: another cell": changes(seen.cell, values_of(seen.cell)[:count]),
-            "ePSF: a cell seen before": changes(seen.cell, values_of(seen.cell)[:count]),
-            "ePSF: another stretch": changes(seen.stretch, ["linear", "log"])}
+    return {
+        "ePSF: another band": changes(seen.band, spread(values_of(seen.band), count)),
+        "ePSF: another cell": changes(seen.cell, values_of(seen.cell)[:count]),
+        "ePSF: a cell seen before": changes(seen.cell, values_of(seen.cell)[:count]),
+        "ePSF: another stretch": changes(seen.stretch, ["linear", "log"]),
+    }
 
 
 def patch_redraws(work: Path, count: int) -> dict[str, list[float]]:
     seen = PatchInspector(work)
     patches = changes(seen.patch, spread(values_of(seen.patch), count))
     cells = changes(seen.cell, spread(values_of(seen.cell), count))
-    return {"patch: another patch": patches, "patch: another cell": cells, "patch: another band": changes(seen.band, spread(values_of(seen.band), count)),
-            "patch: another source": changes(seen.source, spread(values_of(seen.source), count))}
+    return {
+        "patch: another patch": patches,
+        "patch: another cell": cells,
+        "patch: another band": changes(seen.band, spread(values_of(seen.band), count)),
+        "patch: another source": changes(seen.source, spread(values_of(seen.source), count)),
+    }
 
 
 def source_redraws(work: Path, count: int) -> dict[str, list[float]]:
@@ -113,15 +151,21 @@ def source_redraws(work: Path, count: int) -> dict[str, list[float]]:
     tags = dict(zip(seen.index["ID"], seen.index["patch_tag"]))
     apart = {tags[name]: name for name in seen.source.options if tags[name] != tags[seen.source.value]}
     again["source: in another patch"] = changes(seen.source, spread(list(apart.values()), count))
-    near = [name for name in seen.source.options if tags[name] == tags[seen.source.value] and name != seen.source.value]
+    near = [
+        name
+        for name in seen.source.options
+        if tags[name] == tags[seen.source.value] and name != seen.source.value
+    ]
     again["source: in the same patch"] = changes(seen.source, near[:count])
     return again | {"source: another size": changes(seen.size, (10, 15, 25, 30)[:count])}
 
 
 def zero_point_redraws(work: Path, count: int) -> dict[str, list[float]]:
     seen = ZeroPointInspector(work)
-    return {"zero point: another band": changes(seen.band, spread(values_of(seen.band), count)),
-            "zero point: a knob": changes(seen.sigma, (1.0, 1.5, 2.0, 2.5, 4.0, 5.0)[:count])}
+    return {
+        "zero point: another band": changes(seen.band, spread(values_of(seen.band), count)),
+        "zero point: a knob": changes(seen.sigma, (1.0, 1.5, 2.0, 2.5, 4.0, 5.0)[:count]),
+    }
 
 
 def report(timings: dict[str, list[float]]) -> None:
@@ -133,7 +177,9 @@ def report(timings: dict[str, list[float]]) -> None:
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--work", type=Path, help="work directory of a finished run; without one, a run of 12 bands is made")
+    words.add_argument(
+        "--work", type=Path, help="work directory of a finished run; without one, a run of 12 bands is made"
+    )
     words.add_argument("--repeats", type=int, default=6)
     asked = words.parse_args()
     comm.create_comm = PackingComm

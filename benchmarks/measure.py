@@ -1,7 +1,5 @@
 """Clocks, memory and the speed of this machine."""
 
-import one_thread  # noqa: F401  before NumPy
-
 import gc
 import os
 import platform
@@ -11,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import one_thread  # noqa: F401  before NumPy
 from threadpoolctl import threadpool_info
 
 
 @dataclass(frozen=True)
 class Timing:
     "Least wall and processor seconds of several runs, and what the last run returned."
+
     wall: float
     cpu: float
     result: object
@@ -25,7 +25,8 @@ class Timing:
 def best_of(repeats: int, work) -> Timing:
     """Call `work()` several times.
 
-    On a machine that others use too, the least time is the one that says most about the program; processor seconds
+    On a machine that others use too, the least time is the one that says most about the program; processor
+    seconds
     below wall seconds show that it had to wait.
     """
     walls, cpus = [], []
@@ -38,7 +39,10 @@ def best_of(repeats: int, work) -> Timing:
 
 
 def peak_allocated(work) -> tuple[float, object]:
-    "Megabytes (1e6 bytes) that `work()` holds at most, on top of what was there before; and its result. Slow."
+    """Megabytes (1e6 bytes) that `work()` holds at most, on top of what was there before; and its result.
+
+    Slow.
+    """
     gc.collect()
     tracemalloc.start()
     try:
@@ -68,8 +72,17 @@ def machine() -> str:
     "Processor, its linear algebra and how busy it is, on one line."
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    loaded = sorted((i for i in threadpool_info() if i["user_api"] == "blas"), key=lambda i: "numpy" not in i["filepath"])
-    blas = " ".join(f"{i['internal_api']} {i['version']} ({i.get('architecture', '')} kernels)" for i in loaded[:1])
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    loaded = sorted(
+        (i for i in threadpool_info() if i["user_api"] == "blas"), key=lambda i: "numpy" not in i["filepath"]
+    )
+    blas = " ".join(
+        f"{i['internal_api']} {i['version']} ({i.get('architecture', '')} kernels)" for i in loaded[:1]
+    )
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{model}, {os.cpu_count()} cores, {load}; Python {platform.python_version()}, NumPy {np.__version__}, {blas}"
+    return (
+        f"{model}, {os.cpu_count()} cores, {load}; Python {platform.python_version()}, NumPy "
+        f"{np.__version__}, {blas}"
+    )

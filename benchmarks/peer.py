@@ -1,25 +1,25 @@
 """The same stars with photutils' PSFPhotometry and with our engine."""
 
-import one_thread  # noqa: F401  before NumPy
-
 import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import one_thread  # noqa: F401  before NumPy
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
-from photutils.psf import ImagePSF, PSFPhotometry, SourceGrouper
-
 from measure import best_of
-from roofline import plan
+from photutils.psf import ImagePSF, PSFPhotometry, SourceGrouper
+from roofline import plan_of
 from scene import make_problem
-from tract7dt.fit.native import fit
+
+from tract7dt.fit.engine import fit
 from tract7dt.fit.problem import FitProblem, Kind
 
 
 @dataclass(frozen=True)
 class Rate:
     "One row of the comparison; `difference` is the median of |flux - our flux| in our errors."
+
     who: str
     stars_per_second: float
     difference: float
@@ -40,11 +40,18 @@ def photutils_fit(problem: FitProblem, side: int, fixed: bool, grouped: bool) ->
     band, sources = problem.bands[0], problem.sources
     model = ImagePSF(band.psf.stamp)
     model.x_0.fixed = model.y_0.fixed = fixed
-    photometry = PSFPhotometry(model, side, grouper=SourceGrouper(10) if grouped else None, aperture_radius=4,
-                               group_warning_threshold=1000)
+    photometry = PSFPhotometry(
+        model,
+        side,
+        grouper=SourceGrouper(10) if grouped else None,
+        aperture_radius=4,
+        group_warning_threshold=1000,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyUserWarning)
-        table = photometry(band.image, error=1 / np.sqrt(band.invvar), init_params=Table({"x": sources.x, "y": sources.y}))
+        table = photometry(
+            band.image, error=1 / np.sqrt(band.invvar), init_params=Table({"x": sources.x, "y": sources.y})
+        )
     return np.asarray(table["flux_fit"])
 
 
@@ -62,4 +69,4 @@ def compare(count: int, fixed: bool, repeats: int) -> list[Rate]:
 
 def fit_side(problem: FitProblem) -> int:
     "Side of the stamp of a typical star in our fit; theirs gets the same."
-    return 2 * int(np.median([f.half for f in plan(problem).footprints])) + 1
+    return 2 * int(np.median([f.half for f in plan_of(problem).footprints])) + 1

@@ -1,10 +1,10 @@
-"""Time and memory of every stage of `tract7dt run` on the sample tile: python benchmarks/pipeline.py [--config FILE]
+"""Time and memory of every stage of `tract7dt run` on the sample tile: python benchmarks/pipeline.py
+[--config FILE]
 
-Memory is that of this process, and, where the system tells (Linux), that of this process and all its workers together,
+Memory is that of this process, and, where the system tells (Linux), that of this process and all its workers
+together,
 looked at ten times a second; what they share counts once.
 """
-
-import one_thread  # noqa: F401  before NumPy
 
 import argparse
 import logging
@@ -16,19 +16,27 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import one_thread  # noqa: F401  before NumPy
 import yaml
-
 from measure import machine
-from tract7dt.configfile import load_config
-from tract7dt import stages
-from tract7dt.pipeline import run
+
+from tract7dt.config.load import load_config
+from tract7dt.pipeline import stages
+from tract7dt.pipeline.commands import run
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_data" / "config.yaml"
-WORKER_KEYS = ("epsf.max_workers", "patch_inputs.max_workers", "patch_run.max_workers", "performance.white_stack_workers")
+WORKER_KEYS = (
+    "epsf.max_workers",
+    "patch_inputs.max_workers",
+    "patch_run.max_workers",
+    "performance.white_stack_workers",
+)
 
 
 def reset_peak() -> None:
-    "Let the kernel forget the largest memory so far; where it cannot, later stages inherit the peak of earlier ones."
+    """Let the kernel forget the largest memory so far; where it cannot, later stages inherit the peak of
+    earlier ones.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -39,7 +47,10 @@ def peak_megabytes() -> float:
     "Largest resident memory, 1e6 bytes, since the last reset."
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    kilobytes = next(
+        (line.split()[1] for line in lines if line.startswith("VmHWM")),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
     return float(kilobytes) * 1024 / 1e6
 
 
@@ -93,6 +104,7 @@ def processor_seconds() -> float:
 @dataclass(frozen=True)
 class StageUse:
     "What a stage took: seconds, peak resident megabytes of this process and of all together."
+
     name: str
     wall: float
     cpu: float
@@ -104,7 +116,9 @@ class StageUse:
 
 
 class StageClock(logging.Handler):
-    "Listens to the log and notes what each stage took, and under `between` what was done between stages (pictures)."
+    """Listens to the log and notes what each stage took, and under `between` what was done between stages
+    (pictures).
+    """
 
     def __init__(self):
         super().__init__(logging.INFO)
@@ -120,7 +134,13 @@ class StageClock(logging.Handler):
 
     def end(self, name: str) -> None:
         "Note what was used since the start of counting."
-        use = StageUse(name, time.perf_counter() - self.wall, processor_seconds() - self.cpu, peak_megabytes(), self.watch.take())
+        use = StageUse(
+            name,
+            time.perf_counter() - self.wall,
+            processor_seconds() - self.cpu,
+            peak_megabytes(),
+            self.watch.take(),
+        )
         self.uses.append(use)
         self.begin()
 
@@ -142,7 +162,13 @@ def merged(uses) -> list[StageUse]:
 
 def total(uses, name: str) -> StageUse:
     "Sums of times, largest memory."
-    return StageUse(name, sum(u.wall for u in uses), sum(u.cpu for u in uses), max(u.megabytes for u in uses), max(u.tree for u in uses))
+    return StageUse(
+        name,
+        sum(u.wall for u in uses),
+        sum(u.cpu for u in uses),
+        max(u.megabytes for u in uses),
+        max(u.tree for u in uses),
+    )
 
 
 def timed_run(config: Path, work_dir: Path, changes: dict) -> list[StageUse]:
@@ -170,14 +196,30 @@ def main(config: Path, changes: dict, folder: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=SAMPLE, help="configuration file (default: the sample tile)")
-    parser.add_argument("--workers", type=int, default=1, help="processes and threads of every stage (default: 1)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the configuration to change, as epsf.ngrid=4")
-    parser.add_argument("--in", dest="folder", type=Path, help="where the temporary folder with the products is made")
+    parser.add_argument(
+        "--config", type=Path, default=SAMPLE, help="configuration file (default: the sample tile)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes and threads of every stage (default: 1)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keys of the configuration to change, as epsf.ngrid=4",
+    )
+    parser.add_argument(
+        "--in", dest="folder", type=Path, help="where the temporary folder with the products is made"
+    )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     asked = parser.parse_args()
     if asked.no_pictures:
         stages.draw = lambda *values: None
         asked.set += ["patch_run.no_cutouts=true", "patch_run.no_patch_overview=true"]
     pairs = (text.split("=", 1) for text in asked.set)
-    main(asked.config, dict.fromkeys(WORKER_KEYS, asked.workers) | {key: yaml.safe_load(value) for key, value in pairs}, asked.folder)
+    main(
+        asked.config,
+        dict.fromkeys(WORKER_KEYS, asked.workers) | {key: yaml.safe_load(value) for key, value in pairs},
+        asked.folder,
+    )

@@ -1,17 +1,33 @@
 """Where the time of a fit goes."""
 
-import one_thread  # noqa: F401  before NumPy
-
 import cProfile
 import pstats
 from collections import Counter
 from pathlib import Path
 
-ROOMS = {"footprints": "set-up", "psf": "rendering", "render": "rendering", "profiles": "rendering", "shapes": "rendering",
-         "normal": "blocks and linear solves", "steps": "steps and priors", "optimise": "steps and priors",
-         "errors": "errors and quality", "native": "set-up", "problem": "set-up"}
-PARTS = {"pair_block": "Gram products", "band_products": "Gram products", "project": "Gram products", "_flat": "Gram products",
-         "curvature": "assembly of the Schur complement", "coupling": "assembly of the Schur complement"}
+import one_thread  # noqa: F401  before NumPy
+
+ROOMS = {
+    "footprints": "set-up",
+    "psf": "rendering",
+    "render": "rendering",
+    "profiles": "rendering",
+    "shapes": "rendering",
+    "normal": "blocks and linear solves",
+    "steps": "steps and priors",
+    "optimise": "steps and priors",
+    "errors": "errors and quality",
+    "native": "set-up",
+    "problem": "set-up",
+}
+PARTS = {
+    "pair_block": "Gram products",
+    "band_products": "Gram products",
+    "project": "Gram products",
+    "_flat": "Gram products",
+    "curvature": "assembly of the Schur complement",
+    "coupling": "assembly of the Schur complement",
+}
 
 
 def _ours(key) -> bool:
@@ -19,7 +35,9 @@ def _ours(key) -> bool:
 
 
 def own_seconds(profile: cProfile.Profile) -> Counter:
-    "Seconds in each of our functions (module, name), with the library functions that it calls but not with our own."
+    """Seconds in each of our functions (module, name), with the library functions that it calls but not with
+    our own.
+    """
     stats, own = pstats.Stats(profile).stats, Counter()
     for key, (_, _, _, cumulative, callers) in stats.items():
         if not _ours(key):

@@ -1,4 +1,6 @@
-"""Galaxy profiles of an installed Tractor, for the native engine: what is left then is rendering and solving."""
+"""Galaxy profiles of an installed Tractor, for the native engine: what is left then is
+rendering and solving.
+"""
 
 from contextlib import contextmanager
 
@@ -6,14 +8,18 @@ import numpy as np
 
 from tract7dt.fit import render
 from tract7dt.fit.problem import Kind
-from tract7dt.fit.tractor_build import require_tractor, tractor_source
+from tract7dt.fit.tractor.scene import require_tractor, tractor_source
 
 STEP, LOW, HIGH = 0.01, 0.30, 6.29
 
 
 def mixture(kind: int, n: float):
-    "Amplitudes and variances (in units of the squared half-light radius) of a profile, as the installed Tractor has them."
-    profile = tractor_source(require_tractor(), kind, [0, 0, 0, 0, 0, float(np.clip(n, LOW, HIGH))], [1.0]).getProfile()
+    """Amplitudes and variances (in units of the squared half-light radius) of a profile, as the installed
+    Tractor has them.
+    """
+    profile = tractor_source(
+        require_tractor(), kind, [0, 0, 0, 0, 0, float(np.clip(n, LOW, HIGH))], [1.0]
+    ).getProfile()
     variance = np.asarray(profile.var, float)
     return np.asarray(profile.amp, float), variance[:, 0, 0] if variance.ndim == 3 else variance
 

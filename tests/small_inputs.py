@@ -7,15 +7,32 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 
-from tract7dt.config import Config
+from tract7dt.config.schema import Config
 
 SCALE = 0.505 / 3600
 
 
 def header(shape=(120, 160), **cards) -> fits.Header:
-    made = fits.Header(dict(
-        CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=150.0, CRVAL2=2.0, CRPIX1=shape[1] / 2, CRPIX2=shape[0] / 2, CD1_1=-SCALE, CD1_2=0.0,
-        CD2_1=0.0, CD2_2=SCALE, FILTER="m400", ZP_AUTO=25.0, SKYSIG=1.0, EGAIN=2.0, SATURATE=1300.0, PEEING=3.0))
+    made = fits.Header(
+        dict(
+            CTYPE1="RA---TAN",
+            CTYPE2="DEC--TAN",
+            CRVAL1=150.0,
+            CRVAL2=2.0,
+            CRPIX1=shape[1] / 2,
+            CRPIX2=shape[0] / 2,
+            CD1_1=-SCALE,
+            CD1_2=0.0,
+            CD2_1=0.0,
+            CD2_2=SCALE,
+            FILTER="m400",
+            ZP_AUTO=25.0,
+            SKYSIG=1.0,
+            EGAIN=2.0,
+            SATURATE=1300.0,
+            PEEING=3.0,
+        )
+    )
     made.update({k: v for k, v in cards.items() if v is not None})
     for key in (k for k, v in cards.items() if v is None):
         made.remove(key)
@@ -36,6 +53,7 @@ def sky(x, y, shape=(120, 160)):
 @dataclass
 class Field:
     "A folder of inputs; change files or sections, then ask for `cfg()`."
+
     folder: Path
     bands: tuple = ("m400", "m425")
     shape: tuple = (120, 160)
@@ -48,7 +66,12 @@ class Field:
         self.catalog("ID,RA,DEC\na,150.0,2.0\n")
 
     def image(self, name, data, band=None, **cards):
-        fits.writeto(self.folder / f"{name}.fits", data, header(self.shape, **dict(FILTER=band or name) | cards), overwrite=True)
+        fits.writeto(
+            self.folder / f"{name}.fits",
+            data,
+            header(self.shape, **dict(FILTER=band or name) | cards),
+            overwrite=True,
+        )
         return self.folder / f"{name}.fits"
 
     def list(self, *lines):
@@ -65,8 +88,14 @@ class Field:
 
     def cfg(self, **sections) -> Config:
         sections = self.sections | sections
-        inputs = dict(image_list_file=str(self.folder / "images.txt"), input_catalog=str(self.folder / "cat.csv"), gaiaxp_synphot_csv=None)
-        plain = dict(crop=dict(enabled=False), zp=dict(enabled=False), outputs=dict(work_dir=str(self.folder / "work")))
+        inputs = dict(
+            image_list_file=str(self.folder / "images.txt"),
+            input_catalog=str(self.folder / "cat.csv"),
+            gaiaxp_synphot_csv=None,
+        )
+        plain = dict(
+            crop=dict(enabled=False), zp=dict(enabled=False), outputs=dict(work_dir=str(self.folder / "work"))
+        )
         cfg = Config(**plain | sections | dict(inputs=inputs | sections.get("inputs", {})))
         cfg._source = self.folder / "config.yaml"
         return cfg

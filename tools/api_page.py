@@ -1,8 +1,11 @@
 """How exported code looks on its page: entries for functions and classes, constants as they are written.
 
-An entry has the signature, the text of the docstring, and tables of parameters, results, errors and methods. nbdev takes
-`Entries`, `keep_constants` and `link_names` from here (`procs` in settings.ini); this folder must be on the path then. They
-take the place of nbdev's own processors, which run every exported cell again and link any word that is a function somewhere.
+An entry has the signature, the text of the docstring, and tables of parameters, results, errors and methods.
+nbdev takes
+`Entries`, `keep_constants` and `link_names` from here (`procs` in settings.ini); this folder must be on the
+path then. They
+take the place of nbdev's own processors, which run every exported cell again and link any word that is a
+function somewhere.
 """
 
 import ast
@@ -25,8 +28,13 @@ WIDTH = 80
 def source_link(symbol) -> str:
     """A link to the lines of its module that define a symbol."""
     config = get_config()
-    path = Path(inspect.getsourcefile(symbol)).resolve().relative_to(Path(import_module(config.lib_name).__file__).resolve().parent)
-    place = f"{config.git_url}/blob/{config.branch}/{config.lib_path.name}/{path.as_posix()}#L{inspect.getsourcelines(symbol)[1]}"
+    path = (
+        Path(inspect.getsourcefile(symbol))
+        .resolve()
+        .relative_to(Path(import_module(config.lib_name).__file__).resolve().parent)
+    )
+    file = f"{config.lib_path.name}/{path.as_posix()}#L{inspect.getsourcelines(symbol)[1]}"
+    place = f"{config.git_url}/blob/{config.branch}/{file}"
     return f'[source]({place}){{style="float:right; font-size:smaller"}}\n\n'
 
 
@@ -40,7 +48,9 @@ def annotation(value) -> str:
 
 def argument(parameter: inspect.Parameter) -> str:
     """A parameter as it is written in a signature."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(
+        parameter.kind, ""
+    )
     kind, default = annotation(parameter.annotation), ""
     if parameter.default is not inspect.Parameter.empty:
         value = re.sub(r"<(?:function |class ')?(?:[\w.]*\.)?(\w+)[^>]*>", r"\1", repr(parameter.default))
@@ -58,7 +68,11 @@ def signature(symbol) -> str:
     result = annotation(given.return_annotation) if not inspect.isclass(symbol) else ""
     end = f") -> {result}" if result else ")"
     line = f"{symbol.__qualname__}({', '.join(arguments)}{end}"
-    return line if len(line) <= WIDTH else f"{symbol.__qualname__}(\n    " + ",\n    ".join(arguments) + f",\n{end}"
+    return (
+        line
+        if len(line) <= WIDTH
+        else f"{symbol.__qualname__}(\n    " + ",\n    ".join(arguments) + f",\n{end}"
+    )
 
 
 def cell(text: str) -> str:
@@ -69,7 +83,11 @@ def cell(text: str) -> str:
 def table(head: tuple[str, ...], rows) -> str:
     """A table in Markdown; nothing without rows."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines]) + "\n\n" if lines else ""
+    return (
+        "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines]) + "\n\n"
+        if lines
+        else ""
+    )
 
 
 def sections(doc: str) -> tuple[str, dict[str, str]]:
@@ -93,14 +111,25 @@ def parameter_table(symbol, parameters) -> str:
         known = {}
     empty = inspect.Parameter.empty
     defaults = {name: argument(p.replace(annotation=empty)).partition("=")[2] for name, p in known.items()}
-    rows = [(f"`{name or kind}`", cell(kind if name else ""), f"`{defaults[name].strip()}`" if defaults.get(name) else "", cell(text)) for name, kind, text in parameters]
+    rows = [
+        (
+            f"`{name or kind}`",
+            cell(kind if name else ""),
+            f"`{defaults[name].strip()}`" if defaults.get(name) else "",
+            cell(text),
+        )
+        for name, kind, text in parameters
+    ]
     return table(("parameter", "type", "default", "meaning"), rows)
 
 
 def outcome_table(found: dict[str, str]) -> str:
     """What a function returns or yields, and the errors it raises."""
-    rows = [(word.lower(), cell(f"{name} : {kind}" if name else kind), cell(text))
-            for word in ("Returns", "Yields", "Raises") for name, kind, text in entries(found.get(word, ""))]
+    rows = [
+        (word.lower(), cell(f"{name} : {kind}" if name else kind), cell(text))
+        for word in ("Returns", "Yields", "Raises")
+        for name, kind, text in entries(found.get(word, ""))
+    ]
     return table((" ", "what", "meaning, or when"), rows)
 
 
@@ -108,10 +137,25 @@ def members(kind: type) -> str:
     """Values of an enumeration; else public methods and properties that a class itself explains."""
     if issubclass(kind, enum.Enum):
         return table(("name", "value"), [(f"`{m.name}`", f"`{m.value!r}`") for m in kind])
-    own = {name: getattr(value, "__func__", value) for name, value in vars(kind).items() if not name.startswith("_")}
-    told = {name: inspect.getdoc(value) for name, value in own.items() if isinstance(value, property) or inspect.isfunction(value)}
-    rows = [(f'<span id="{kind.__name__}.{name}"></span>'.lower() + (f"`{name}`" if isinstance(own[name], property) else f"`{name}()`"),
-             cell(text.partition("\n\n")[0])) for name, text in told.items() if text]
+    own = {
+        name: getattr(value, "__func__", value)
+        for name, value in vars(kind).items()
+        if not name.startswith("_")
+    }
+    told = {
+        name: inspect.getdoc(value)
+        for name, value in own.items()
+        if isinstance(value, property) or inspect.isfunction(value)
+    }
+    rows = [
+        (
+            f'<span id="{kind.__name__}.{name}"></span>'.lower()
+            + (f"`{name}`" if isinstance(own[name], property) else f"`{name}()`"),
+            cell(text.partition("\n\n")[0]),
+        )
+        for name, text in told.items()
+        if text
+    ]
     return table(("method or property", "what it is"), rows)
 
 
@@ -121,33 +165,53 @@ def explained(symbol) -> str:
     text, found = sections("" if generated else inspect.cleandoc(symbol.__doc__ or ""))
     plain = inspect.isclass(symbol) and issubclass(symbol, enum.Enum | Exception)
     code = "" if plain else f"```python\n{signature(symbol)}\n```\n\n"
-    tables = parameter_table(symbol, entries(found.get("Parameters", ""))) + outcome_table(found) + (members(symbol) if inspect.isclass(symbol) else "")
+    tables = (
+        parameter_table(symbol, entries(found.get("Parameters", "")))
+        + outcome_table(found)
+        + (members(symbol) if inspect.isclass(symbol) else "")
+    )
     return f"{code}{text}\n\n{tables}"
 
 
 class Entries:
-    """A processor that fills the cells in which nbdev calls `show_doc` with entries; takes the place of exec_show_docs."""
+    """A processor that fills the cells in which nbdev calls `show_doc` with entries; takes the place of
+    exec_show_docs.
+    """
 
     def __init__(self, nb):
         names = [cell.directives_["default_exp"][0] for cell in nb.cells if "default_exp" in cell.directives_]
         self.module = import_module(f"{get_config().lib_name}.{names[0]}") if names else None
 
     def __call__(self, cell) -> None:
-        call = re.search(r"^show_doc\(([\w.]+)\)", cell.source, re.MULTILINE) if cell.cell_type == "code" else None
+        call = (
+            re.search(r"^show_doc\(([\w.]+)\)", cell.source, re.MULTILINE)
+            if cell.cell_type == "code"
+            else None
+        )
         if call:
             symbol = inspect.unwrap(attrgetter(call[1])(self.module))
             text = f"---\n\n{source_link(symbol)}### {symbol.__qualname__}\n\n{explained(symbol)}"
-            cell.outputs = [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text.splitlines(keepends=True)}}]
+            cell.outputs = [
+                {
+                    "output_type": "display_data",
+                    "metadata": {},
+                    "data": {"text/markdown": text.splitlines(keepends=True)},
+                }
+            ]
 
 
 def constants(source: str) -> str:
     """The assignments of a cell as they are written; loggers are nobody's business."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    return "\n".join(text for node in nodes if not (text := ast.get_source_segment(source, node)).startswith("log = "))
+    return "\n".join(
+        text for node in nodes if not (text := ast.get_source_segment(source, node)).startswith("log = ")
+    )
 
 
 def keep_constants(cell) -> None:
-    """Of an exported cell show the constants, for which there is no entry; takes the place of nbdev's rm_export."""
+    """Of an exported cell show the constants, for which there is no entry; takes the place of nbdev's
+    rm_export.
+    """
     if cell.cell_type != "code" or not cell.directives_.keys() & {"export", "exporti", "hide", "default_exp"}:
         return
     shown = constants(cell.source) if "export" in cell.directives_ else ""
@@ -157,20 +221,42 @@ def keep_constants(cell) -> None:
         del cell["source"]
 
 
+def has_entry(name: str, module: str) -> bool:
+    """Whether a function, class or method of a module is offered by it, and so has an entry on its page."""
+    return name.partition(".")[0] in getattr(import_module(module), "__all__", ())
+
+
 @cache
 def linked_names() -> NbdevLookup:
-    """nbdev's index of this package, without names that could mean another function or be plain words, such as `summary`."""
+    """nbdev's index of this package, of names that have an entry on a page.
+
+    Names that could mean another function, or are plain words such as `summary`, are not among them.
+    """
     library = get_config().lib_name
     index = NbdevLookup()
-    names = [name.removeprefix(f"{module}.") for module, symbols in index.entries[library]["syms"].items() for name in symbols]
-    count = Counter(names)
-    clear = {name for name in names if count[name] == 1 and (name != name.lower() or "_" in name.strip("_"))}
-    index.syms = {name: place for name, place in index.syms.items() if name in clear or name.startswith(f"{library}.")}
+    entries = index.entries[library]["syms"].items()
+    offered = {
+        full
+        for module, symbols in entries
+        for full in symbols
+        if has_entry(full.removeprefix(f"{module}."), module)
+    }
+    short = {full: full.removeprefix(f"{module}.") for module, symbols in entries for full in symbols}
+    count = Counter(short[full] for full in offered)
+    clear = {
+        short[full]: full
+        for full in offered
+        if count[short[full]] == 1 and (short[full] != short[full].lower() or "_" in short[full].strip("_"))
+    }
+    places = {full: index.syms[full] for full in offered}
+    index.syms = places | {name: places[full] for name, full in clear.items()}
     return index
 
 
 def link_names(cell) -> None:
-    """Make links of the names of functions and classes in prose and entries; takes the place of nbdev's add_links."""
+    """Make links of the names of functions and classes in prose and entries; takes the place of nbdev's
+    add_links.
+    """
     index = linked_names()
     if cell.cell_type == "markdown":
         cell.source = index.linkify(cell.source)

@@ -1,4 +1,5 @@
-"""What is wrong with the documentation site: pages without a place in the sidebar, broken links, loads from the network,
+"""What is wrong with the documentation site: pages without a place in the sidebar, broken links, loads from
+the network,
 exported symbols without an entry or a docstring."""
 
 import ast
@@ -48,9 +49,19 @@ def pages(site: Path) -> dict[Path, Page]:
 def not_in_the_sidebar(notebooks: Path) -> list[str]:
     """Notebooks that the sidebar does not list, or not once, and what it lists and is not there."""
     listed = re.findall(r"- (\S+\.ipynb)", (notebooks / "sidebar.yml").read_text(encoding="utf-8"))
-    there = {str(path.relative_to(notebooks)) for path in notebooks.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    there = {
+        str(path.relative_to(notebooks))
+        for path in notebooks.rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
+    }
     odd = [name for name in sorted({*listed, *there}) if listed.count(name) != 1 or name not in there]
-    return [f"nbs/sidebar.yml: {name} is listed {listed.count(name)} times and {'is' if name in there else 'is not'} there" for name in odd]
+    return [
+        (
+            f"nbs/sidebar.yml: {name} is listed {listed.count(name)} times and "
+            f"{'is' if name in there else 'is not'} there"
+        )
+        for name in odd
+    ]
 
 
 def broken_links(site: Path) -> list[str]:
@@ -65,21 +76,40 @@ def broken_links(site: Path) -> list[str]:
             file = (base / unquote(parts.path).lstrip("/")).resolve() if parts.path else path
             file = file / "index.html" if file.is_dir() else file
             anchor = unquote(parts.fragment)
-            gone = not file.exists() or (anchor and file.suffix == ".html" and anchor not in pages(site)[site / file.relative_to(site.resolve())].ids)
+            gone = not file.exists() or (
+                anchor
+                and file.suffix == ".html"
+                and anchor not in pages(site)[site / file.relative_to(site.resolve())].ids
+            )
             found += [f"{path.relative_to(site)}: the link to {target} leads nowhere"] if gone else []
     return found
 
 
 def network_loads(site: Path) -> list[str]:
     """What pages and styles load from elsewhere."""
-    loads = [(path, load) for path, page in pages(site).items() for load in page.loads if re.match(r"(https?:)?//", load)]
-    styles = [(path, load) for path in site.rglob("*.css") for load in re.findall(r"(?:@import |url\()[\"']?((?:https?:)?//[^\"')]+)", path.read_text(encoding="utf-8"))]
+    loads = [
+        (path, load)
+        for path, page in pages(site).items()
+        for load in page.loads
+        if re.match(r"(https?:)?//", load)
+    ]
+    styles = [
+        (path, load)
+        for path in site.rglob("*.css")
+        for load in re.findall(
+            r"(?:@import |url\()[\"']?((?:https?:)?//[^\"')]+)", path.read_text(encoding="utf-8")
+        )
+    ]
     return [f"{path.relative_to(site)}: loads {load}" for path, load in [*loads, *styles]]
 
 
 def modules() -> list[str]:
     """The modules of the package that notebooks export."""
-    return [m.name for m in pkgutil.walk_packages(tract7dt.__path__, "tract7dt.") if not m.ispkg and not m.name.endswith("._modidx")]
+    return [
+        m.name
+        for m in pkgutil.walk_packages(tract7dt.__path__, "tract7dt.")
+        if not m.ispkg and not m.name.endswith("._modidx")
+    ]
 
 
 def page_of(module: str) -> str | None:
@@ -91,7 +121,11 @@ def page_of(module: str) -> str | None:
 def defined(module) -> set[str]:
     """The functions and classes that a module defines; all else in it is a constant."""
     tree = ast.parse(inspect.getsource(module))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
 
 
 def own_docstring(value) -> str:
@@ -101,7 +135,9 @@ def own_docstring(value) -> str:
 
 
 def undocumented(site: Path) -> list[str]:
-    """Exported functions and classes that lack a docstring or an entry on their page, and constants that it does not show."""
+    """Exported functions and classes that lack a docstring or an entry on their page, and constants that it
+    does not show.
+    """
     found = []
     for name in modules():
         module, page = importlib.import_module(name), page_of(name)
@@ -122,13 +158,31 @@ def half_documented() -> list[str]:
         for symbol in getattr(module, "__all__", ()):
             value = getattr(module, symbol)
             if inspect.isfunction(value):
-                part = re.search(r"^Parameters\n-+\n((?:(?!\w[\w ]*\n-{3}).*\n?)*)", inspect.getdoc(value) or "", re.MULTILINE)
-                listed = {n.strip("* ") for line in re.findall(r"^(\S[^:\n]*) :", part[1] if part else "", re.MULTILINE) for n in line.split(",")}
+                part = re.search(
+                    r"^Parameters\n-+\n((?:(?!\w[\w ]*\n-{3}).*\n?)*)",
+                    inspect.getdoc(value) or "",
+                    re.MULTILINE,
+                )
+                listed = {
+                    n.strip("* ")
+                    for line in re.findall(r"^(\S[^:\n]*) :", part[1] if part else "", re.MULTILINE)
+                    for n in line.split(",")
+                }
                 strange = sorted(listed - set(inspect.signature(value).parameters))
-                found += [f"{name}.{symbol}: its docstring has parameters that it lacks: {', '.join(strange)}"] if strange else []
+                found += (
+                    [f"{name}.{symbol}: its docstring has parameters that it lacks: {', '.join(strange)}"]
+                    if strange
+                    else []
+                )
     return found
 
 
 def complaints(notebooks: Path, site: Path) -> list[str]:
     """Everything that is wrong, a line each."""
-    return [*not_in_the_sidebar(notebooks), *broken_links(site), *network_loads(site), *undocumented(site), *half_documented()]
+    return [
+        *not_in_the_sidebar(notebooks),
+        *broken_links(site),
+        *network_loads(site),
+        *undocumented(site),
+        *half_documented(),
+    ]

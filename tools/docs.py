@@ -1,12 +1,15 @@
 """The documentation site from the notebooks: python tools/docs.py [--check]
 
-nbdev turns the notebooks into pages, smalldocs renders them; formulas become MathML and fonts are those of the computer,
-so that the pages need no network. The site is `_proc/_docs/index.html`. With `--check` broken links, unknown syntax,
+nbdev turns the notebooks into pages, smalldocs renders them; formulas become MathML and fonts are those of
+the computer,
+so that the pages need no network. The site is `_proc/_docs/index.html`. With `--check` broken links, unknown
+syntax,
 and whatever is exported but not on its page are errors.
 """
 
 import argparse
 import html
+import json
 import re
 import subprocess
 import sys
@@ -33,14 +36,20 @@ def processed_notebooks() -> Path:
 
 
 def named_for_links(notebook: Path) -> Path:
-    "Give a processed notebook the name that links to it use, 00_core.ipynb becoming core.ipynb, and make its links relative."
+    """Give a processed notebook the name that links to it use, 00_core.ipynb becoming core.ipynb, and make
+    its links relative.
+    """
     config, text = get_config(), notebook.read_text()
     name = re.search(r"output-file: (\S+?)\.html", text)
-    text = re.sub(r'output-file: [^"\n]*?\\n', "", text).replace(f"({config.doc_host}{config.doc_baseurl}/", "(/")
+    text = re.sub(r'output-file: [^"\n]*?\\n', "", text).replace(
+        f"({config.doc_host}{config.doc_baseurl}/", "(/"
+    )
     new = notebook.with_name(f"{name[1] if name else notebook.stem}.ipynb")
     notebook.unlink()
     if new.exists():
-        raise FileExistsError(f"two notebooks would become the page {new.name}: rename one of them ({notebook.name})")
+        raise FileExistsError(
+            f"two notebooks would become the page {new.name}: rename one of them ({notebook.name})"
+        )
     new.write_text(text)
     return new
 
@@ -51,9 +60,17 @@ def rename_all(folder: Path) -> None:
     for notebook in sorted(folder.rglob("*.ipynb")):
         new = named_for_links(notebook)
         renamed[notebook.name] = new.name
-        sidebar.write_text(sidebar.read_text().replace(str(notebook.relative_to(folder)), str(new.relative_to(folder))))
+        sidebar.write_text(
+            sidebar.read_text().replace(str(notebook.relative_to(folder)), str(new.relative_to(folder)))
+        )
     for notebook in folder.rglob("*.ipynb"):
-        notebook.write_text(re.sub(r"(?<=[(/])[\w.-]+\.ipynb(?=\))", lambda link: renamed.get(link[0], link[0]), notebook.read_text()))
+        notebook.write_text(
+            re.sub(
+                r"(?<=[(/])[\w.-]+\.ipynb(?=\))",
+                lambda link: renamed.get(link[0], link[0]),
+                notebook.read_text(),
+            )
+        )
 
 
 def formula(found: re.Match) -> str:
@@ -69,6 +86,48 @@ def offline(site: Path) -> None:
         style.write_text(FONT_FROM_NETWORK.sub("", style.read_text()))
 
 
+def keys_and_columns() -> list[dict]:
+    "Search entries for each key and column, which lead to the section of the reference that has it."
+    from tract7dt.config.keys import describe_keys
+    from tract7dt.config.schema import Config
+    from tract7dt.core.columns import all_columns
+
+    keys = [
+        (info.key, f"reference/configuration.html#{info.key.partition('.')[0]}", info.help)
+        for info in describe_keys(Config)
+    ]
+    columns = [(c.name, "reference/columns.html", c.description) for c in all_columns(["{band}"])]
+    return [
+        {"objectID": f"{href}:{name}", "href": href, "title": name, "section": kind, "text": text}
+        for kind, rows in (("key of the configuration", keys), ("column of the catalog", columns))
+        for name, href, text in rows
+    ]
+
+
+USERS_FIRST = """fuse.search(q).map((h) => h.item).map((e, i) => {
+          const t = e.title + " " + e.section + " " + e.text;
+          const as = t.includes(q) ? 0 : t.toLowerCase().includes(q.toLowerCase()) ? 1 : 2;
+          return [as, e.inside ? 1 : 0, i, e];
+        }).sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]).map((a) => a[3]).slice(0, limit)"""
+
+
+def search_for_users_first(site: Path) -> None:
+    """Let the search find what has the words as they are typed first, and of that what is written for users.
+
+    Tutorials, reference and explanations come before pages about the inside, which are those of numbered
+    folders.
+    """
+    index, script = site / "search.json", site / "site_libs" / "smalldocs.js"
+    entries = json.loads(index.read_text()) + keys_and_columns()
+    for entry in entries:
+        entry["inside"] = bool(re.match(r"\d", entry["href"]))
+    index.write_text(json.dumps(entries, ensure_ascii=False))
+    text, found = script.read_text(), "fuse.search(q, { limit }).map((h) => h.item)"
+    if found not in text:
+        sys.exit(f"{script}: the search has changed; adapt search_for_users_first")
+    script.write_text(text.replace(found, USERS_FIRST))
+
+
 def build(check: bool) -> Path:
     "Make the site; returns its home page. With `check`, ends with what is wrong."
     folder = processed_notebooks()
@@ -78,6 +137,7 @@ def build(check: bool) -> Path:
     subprocess.run([SMALLDOCS, "render", folder], check=True)
     site = folder / get_config().doc_path.name
     offline(site)
+    search_for_users_first(site)
     found = complaints(get_config().nbs_path, site) if check else []
     if found:
         sys.exit("\n".join(found))

@@ -1,7 +1,7 @@
 """Export all notebooks, run them, store their outputs and clean them: what to do before a commit.
 
-    python tools/notebooks.py [NAME ...]     only these (part of a file name each), else all
-    python tools/notebooks.py --paths        only tidy stored outputs: no folders of this machine, light pictures
+python tools/notebooks.py [NAME ...]     only these (part of a path below nbs each), else all
+python tools/notebooks.py --paths        only tidy stored outputs: no folders of this machine, light pictures
 """
 
 import base64
@@ -25,19 +25,25 @@ TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp[a-z0-9_]{{8}}(?
 
 
 def neutral(text: str) -> str:
-    """A stored text without the folders of this machine: the repository becomes `..`, a temporary folder `/tmp/work`."""
+    """A stored text without the folders of this machine: the repository becomes `..`, a temporary folder
+    `/tmp/work`.
+    """
     return TEMPORARY.sub("/tmp/work", text.replace(str(ROOT), ".."))
 
 
 def light(picture: str) -> str:
-    """A stored PNG (base64) with a palette of 256 colours: a third of the size for noisy images, no difference to the eye."""
+    """A stored PNG (base64) with a palette of 256 colours: a third of the size for noisy images, no
+    difference to the eye.
+    """
     image = Image.open(BytesIO(base64.b64decode(picture)))
     if image.mode == "P" or len(picture) < 20_000:
         return picture
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
     stream = BytesIO()
-    page.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    page.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        stream, "PNG", optimize=True
+    )
     smaller = base64.b64encode(stream.getvalue()).decode()
     return smaller if len(smaller) < len(picture) else picture
 
@@ -47,7 +53,10 @@ def neutral_output(output: dict) -> None:
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = light("".join(data["image/png"]))
-    for holder, name in [(output, "text"), *((data, kind) for kind in data if not kind.startswith(("image/p", "image/j")))]:
+    for holder, name in [
+        (output, "text"),
+        *((data, kind) for kind in data if not kind.startswith(("image/p", "image/j"))),
+    ]:
         if isinstance(holder.get(name), list):
             holder[name] = [neutral(line) for line in holder[name]]
         elif isinstance(holder.get(name), str):
@@ -67,7 +76,9 @@ def neutral_file(path: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Run a notebook from its folder and write its outputs into it, in place of all earlier ones; stops at the first error."""
+    """Run a notebook from its folder and write its outputs into it, in place of all earlier ones; stops at
+    the first error.
+    """
     import os
 
     from execnb.nbio import read_nb, write_nb
@@ -86,7 +97,7 @@ def run(path: Path) -> None:
 
 def main(names: list[str]) -> int:
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    wanted = [p for p in notebooks if not names or any(n in p.name for n in names)]
+    wanted = [p for p in notebooks if not names or any(n in str(p.relative_to(ROOT / "nbs")) for n in names)]
     if names == ["--paths"]:
         for path in notebooks:
             neutral_file(path)
@@ -97,7 +108,11 @@ def main(names: list[str]) -> int:
         job = multiprocessing.get_context("spawn").Process(target=run, args=(path,))
         job.start()
         job.join()
-        print(f"{'ok    ' if job.exitcode == 0 else 'FAILED'} {path.relative_to(ROOT)} {path.stat().st_size // 1024} kB", flush=True)
+        print(
+            f"{'ok    ' if job.exitcode == 0 else 'FAILED'} {path.relative_to(ROOT)} "
+            f"{path.stat().st_size // 1024} kB",
+            flush=True,
+        )
         failed += [path] if job.exitcode else []
     subprocess.run([BIN / "nbdev_clean"], cwd=ROOT, check=True)
     return len(failed)

@@ -3,16 +3,17 @@
 import tempfile
 from pathlib import Path
 
-from tract7dt.bright_mask import mask_bright_sources
-from tract7dt.configfile import load_config
+from tract7dt.config.load import load_config
 from tract7dt.epsf.build import build_epsf, write_epsf
-from tract7dt.files import Layout
-from tract7dt.gaia import augment_gaia
-from tract7dt.patch_fit import fit_patch, load_psfs
-from tract7dt.patches import build_patches
-from tract7dt.payload import build_patch_inputs
+from tract7dt.patches.fit import fit_patch
+from tract7dt.patches.geometry import build_patches
+from tract7dt.patches.payload import build_patch_inputs
+from tract7dt.patches.problem import load_psfs
 from tract7dt.plots.patch import colour_triptych, views_of
-from tract7dt.tile import load_inputs
+from tract7dt.tile.bright_mask import mask_bright_sources
+from tract7dt.tile.gaia import augment_gaia
+from tract7dt.tile.load import load_inputs
+from tract7dt.workdir.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCH, RED, GREEN, BLUE = "r01_c01_pr02_pc00", "m850", "m650", "m500"

@@ -1,6 +1,9 @@
-"""Write the last cell of each numbered notebook, which points to the next one; `--check` only lists those that do not."""
+"""Write the last cell of each numbered notebook, which points to the next one; `--check` only lists those
+that do not.
+"""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ BEGINS = "Next: ["
 
 def numbered(folder: Path = NBS) -> list[Path]:
     """The numbered notebooks in reading order."""
-    return sorted(folder.glob("[0-9]*_*.ipynb"))
+    return sorted(folder.glob("[0-9]*_*/[0-9]*_*.ipynb"))
 
 
 def introduced(path: Path) -> tuple[str, str]:
@@ -21,12 +24,12 @@ def introduced(path: Path) -> tuple[str, str]:
     return re.search(r"^# (.+)", text, re.M)[1], re.search(r"^> (.+)", text, re.M)[1]
 
 
-def pointer(following: Path | None) -> str:
-    """The text that leads to the next notebook, from the last one back to the beginning."""
+def pointer(path: Path, following: Path | None) -> str:
+    """The text that leads from a notebook to the next one, from the last one back to the beginning."""
     if following is None:
-        return f"{BEGINS}back to the beginning](index.ipynb)."
+        return f"{BEGINS}back to the beginning](../index.ipynb)."
     title, line = introduced(following)
-    return f"{BEGINS}{title}]({following.name}). {line}"
+    return f"{BEGINS}{title}]({os.path.relpath(following, path.parent)}). {line}"
 
 
 def pointed(notebook: dict, text: str) -> bool:
@@ -44,11 +47,14 @@ def main(check: bool) -> int:
     paths, wrong = numbered(), 0
     for path, following in zip(paths, [*paths[1:], None]):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if pointed(notebook, pointer(following)):
+        if pointed(notebook, pointer(path, following)):
             wrong += 1
             print(path.name)
             if not check:
-                path.write_text(json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                path.write_text(
+                    json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n",
+                    encoding="utf-8",
+                )
     return int(check and wrong > 0)
 
 

@@ -9,10 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def readme() -> str:
-    """The text of README.md: the prose cells of index.ipynb, with paths of pictures and notebooks seen from the top folder."""
+    """The text of README.md: the prose cells of index.ipynb, with paths of pictures and notebooks seen from
+    the top folder.
+    """
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    return re.sub(r"\]\((?=images/|tutorials/|reference/|\w+\.ipynb)", "](nbs/", "\n\n".join(prose)) + "\n"
+    return (
+        re.sub(
+            r"\]\((?=images/|tutorials/|reference/|explanations/|\d\d_|\w+\.ipynb)",
+            "](nbs/",
+            "\n\n".join(prose),
+        )
+        + "\n"
+    )
 
 
 def main(check: bool) -> int:
