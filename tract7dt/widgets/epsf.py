@@ -70,7 +70,7 @@ class CellView:
 
 
 @dataclass(frozen=True, eq=False)
-class EPSFBandView:
+class InspectedBand:
     "All cells of a band by tag, and its model."
 
     band: str
@@ -101,7 +101,7 @@ def read_summary(layout: Layout) -> dict[str, list[dict]]:
     return rows
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c009x
-def read_band_view(layout: Layout, band: str, rows: list[dict]) -> EPSFBandView:
+def read_band_view(layout: Layout, band: str, rows: list[dict]) -> InspectedBand:
     """The cells of a band.
 
     Raises
@@ -117,7 +117,7 @@ def read_band_view(layout: Layout, band: str, rows: list[dict]) -> EPSFBandView:
     model = BandPSF.load(layout.psf_model(band))
     with reading(layout.epsf_summary, Layout.epsf_summary.made_by):
         views = {row["patch"]: complete(CellView(row, read_stamp(layout, model, row))) for row in cells}
-        return EPSFBandView(band, model, same_size(layout, views))
+        return InspectedBand(band, model, same_size(layout, views))
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c009a
 def complete(cell: CellView) -> CellView:
@@ -172,7 +172,7 @@ def cell_to_palette(stamp: np.ndarray, stretch: str) -> np.ndarray:
     )
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c012a
-def cells_sheet(view: EPSFBandView, stretch: str = "log") -> Sheet:
+def cells_sheet(view: InspectedBand, stretch: str = "log") -> Sheet:
     "The stamps of all cells of a band, as they lie on the sky."
     rows, columns = (1 + max(cell.place[axis] for cell in view.cells.values()) for axis in (0, 1))
     grid: list[list[Panel | None]] = [[None] * columns for _ in range(rows)]
@@ -187,7 +187,7 @@ def cells_sheet(view: EPSFBandView, stretch: str = "log") -> Sheet:
     return Sheet(tuple(map(tuple, grid)), inches=min(1.6, 5.4 / columns))
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c015
-def stamp_sheet(view: EPSFBandView, tag: str, stretch: str = "log") -> Sheet:
+def stamp_sheet(view: InspectedBand, tag: str, stretch: str = "log") -> Sheet:
     "The stamp of a cell, and what it has more than the mean of the band's cells."
     cell, norm = view.cells[tag], STRETCHES[stretch]
     off = 100 * (cell.stamp - view.mean) / view.mean.max()
@@ -219,7 +219,7 @@ def growth(stamp: np.ndarray, oversamp: int) -> tuple[np.ndarray, np.ndarray]:
     return radii / oversamp, enclosed_flux(stamp, radii)
 
 
-def growth_figure(view: EPSFBandView, tag: str) -> Figure:
+def growth_figure(view: InspectedBand, tag: str) -> Figure:
     "Enclosed light against radius: the cell, and faintly the others of the band."
     figure, cell = Figure(figsize=(3.7, 3.1)), view.cells[tag]
     edge = len(cell.stamp) / 2 / cell.oversamp
@@ -276,7 +276,7 @@ class StarView:
     masked: np.ndarray  # bool
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c025
-def listed(view: EPSFBandView, tag: str) -> pd.DataFrame:
+def listed(view: InspectedBand, tag: str) -> pd.DataFrame:
     "Candidates of a cell: used ones, then rejected ones by reason, each brightest first, numbered from 1."
     table = view.model.stars[view.model.stars["cell"] == tag]
     table = table.sort_values(
@@ -303,7 +303,7 @@ REACH = 6  # sources so far outside a stamp are fitted in it, too, pixels
 
 
 def read_stars(
-    view: EPSFBandView,  # its model lists the stars
+    view: InspectedBand,  # its model lists the stars
     tag: str,  # of the cell
     band: Band,  # its image is read, inside the cell and 15 pixels around it
     most: int = 8,  # stars that are fitted, the brightest
@@ -427,7 +427,7 @@ class EPSFControls(Inspector):
         self.stamp, self.growth, self.map, self.fits = (Picture() for _ in range(4))
         self.numbers = ipywidgets.HTML()
         self.reasons = ipywidgets.HTML(layout=ipywidgets.Layout(max_height="260px", overflow="auto"))
-        self.views: dict[str, EPSFBandView] = {}
+        self.views: dict[str, InspectedBand] = {}
         self.stars: dict[tuple[str, str], StarView] = {}
         beside = ipywidgets.Layout(max_width="min(590px, 100%)")
         self.children = (
@@ -441,7 +441,7 @@ class EPSFControls(Inspector):
         "Choose the cell at (row, column)."
         self.cell.value = f"r{place[0]:02d}_c{place[1]:02d}"
 
-    def view(self) -> EPSFBandView | None:
+    def view(self) -> InspectedBand | None:
         "The chosen band, read once."
         band = self.band.value
         if band not in self.views:
@@ -465,7 +465,7 @@ class EPSFStamps(EPSFControls):
         if view:
             self.show_grid(view)
 
-    def show_grid(self, view: EPSFBandView) -> None:
+    def show_grid(self, view: InspectedBand) -> None:
         "Paint all cells and lay buttons over them."
         sheet = cells_sheet(view, self.stretch.value)
         tips = {cell.place: f"{tag}: {cell.meta['verdict']}" for tag, cell in view.cells.items()}
