@@ -105,6 +105,11 @@ def as_text(value):
     "Text from text or a path object."
     return str(value) if isinstance(value, Path) else value
 
+# %% ../../nbs/01_config/00_keys.ipynb #c022t
+def as_tuple(value):
+    "A tuple from a list; anything else unchanged."
+    return tuple(value) if isinstance(value, list) else value
+
 # %% ../../nbs/01_config/00_keys.ipynb #c024
 Bool = Annotated[bool, Strict()]
 Always = Annotated[Bool, AfterValidator(must_be_true)]
@@ -124,6 +129,17 @@ AtLeastOne = Annotated[Real, Ge(1)]
 # %% ../../nbs/01_config/00_keys.ipynb #c024a
 Percent = Annotated[Real, Ge(0), Le(100)]
 MagLimit = Annotated[float, Strict(), BeforeValidator(as_float), Predicate(is_number)]
+MaskRule = (
+    Annotated[Literal["all"], BeforeValidator(lower)]
+    | Natural
+    | Annotated[tuple[Natural | Text, ...], BeforeValidator(as_tuple)]
+)
+HduName = Natural | Text
+HduRule = (
+    HduName
+    | Annotated[tuple[HduName | None, HduName | None, HduName | None], BeforeValidator(as_tuple)]
+    | None
+)
 Lower, Upper = BeforeValidator(lower), BeforeValidator(upper)
 
 # %% ../../nbs/01_config/00_keys.ipynb #c026
@@ -231,7 +247,8 @@ def allowed(hint) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
     if get_origin(hint) is tuple:
-        return f"list of {len(parts)} {allowed(parts[0])}"
+        number = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        return f"list of {number}{allowed(parts[0])}"
     return WORDS[hint]
 
 # %% ../../nbs/01_config/00_keys.ipynb #c037

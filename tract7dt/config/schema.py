@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'Outputs', 'ImageScaling', 'Crop', 'Overlay', 'WcsTolerance', 'Checks', 'SourceSaturationCut', 'BrightMask',
-           'Logging', 'Plotting', 'Performance', 'Epsf', 'Patches', 'PatchInputs', 'PatchRun', 'MoffatPsf', 'Merge',
-           'Zp', 'Config']
+           'Logging', 'Plotting', 'Performance', 'Noise', 'Registration', 'Epsf', 'Patches', 'PatchInputs', 'PatchRun',
+           'MoffatPsf', 'Merge', 'Zp', 'Config']
 
 # %% ../../nbs/01_config/01_schema.ipynb #imports
 from pathlib import Path
@@ -22,9 +22,11 @@ from tract7dt.config.keys import (
     Bool,
     Count,
     FilePath,
+    HduRule,
     Int,
     Lower,
     MagLimit,
+    MaskRule,
     Natural,
     NonNegative,
     OddSize,
@@ -87,6 +89,37 @@ class Inputs(Section):
         "relative",
         "relative = rescaled so that the median over good pixels is 1/SKYSIG^2; invvar = inverse variance in "
         "ADU^-2, taken as it is.",
+        affects=TILE,
+    )
+    mask_suffix: Text | None = key(
+        None,
+        "Mask of integers beside each image: with _mask.fits, image.fits has its mask in "
+        "image_mask.fits, in its "
+        "first image; _mask.fits[NAME] takes the extension called NAME. null = none.",
+        affects=TILE,
+    )
+    mask_reject: MaskRule = key(
+        "all",
+        "What of a mask removes a pixel: all = any value but 0; a number, the sum of bits; or a list "
+        "of bits, or of "
+        "names that the mask's header gives them. Other bits are kept in mask_{band} of the catalog.",
+        affects=TILE,
+    )
+    use_rejected: Bool = key(
+        False, "Use images that their own pipeline rejected (SANITY = F).", affects=NOTHING_KEPT
+    )
+    hdu: HduRule = key(
+        None,
+        "Extension of the images, weights and masks: a number or an EXTNAME, or a list of three for "
+        "image, weight "
+        "and mask; null = the only 2-D image of each file.",
+        affects=TILE,
+    )
+    preset: Annotated[Literal["7dt", "legacysurvey", "sdss", "vista", "cfht"] | None, Lower] = key(
+        None,
+        "Whose images these are: sets the other keys of this section where they are not given. null "
+        "= cards of the "
+        "program.",
         affects=TILE,
     )
 
@@ -274,6 +307,30 @@ class Performance(Section):
         affects=NOTHING_KEPT,
     )
 
+# %% ../../nbs/01_config/01_schema.ipynb #noise
+class Noise(Section):
+    "Noise of neighbouring pixels."
+
+    correlation: Annotated[Literal["measured", "white"], Lower] = key(
+        "measured",
+        "measured = errors are those of templates laid on blank sky; white = pixels are independent, "
+        "as the header "
+        "or weight map says.",
+        affects=PAYLOADS,
+    )
+
+
+class Registration(Section):
+    "Where catalog and images lie."
+
+    catalog: Annotated[Literal["measured", "none"], Lower] = key(
+        "measured",
+        "measured = the systematic offset of the catalog against the images is measured and start "
+        "positions are "
+        "moved by it; none = positions are taken as they are.",
+        affects=TILE,
+    )
+
 # %% ../../nbs/01_config/01_schema.ipynb #c023
 class Epsf(Section):
     "Effective PSFs from stars."
@@ -440,6 +497,13 @@ class PatchRun(Section):
     )
     profiles: Annotated[Literal["exact", "mixture"], Lower] = key(
         "exact", "Galaxy profiles: exact, or mixtures of Gaussians.", affects=FITS
+    )
+    sky: Annotated[Literal["prior", "free", "map"], Lower] = key(
+        "prior",
+        "Sky under a patch: prior = the measured map, and a constant held close to it by a narrow "
+        "prior; free = a "
+        "constant without prior, no map; map = the map alone.",
+        affects=(*PAYLOADS, *FITS),
     )
     weak_priors: Bool = key(
         True, "Broad priors around the start values; false = strict maximum likelihood.", affects=FITS
@@ -685,6 +749,8 @@ class AllSections(Section):
     moffat_psf: MoffatPsf = MoffatPsf()
     merge: Merge = Merge()
     zp: Zp = Zp()
+    noise: Noise = Noise()
+    registration: Registration = Registration()
 
 # %% ../../nbs/01_config/01_schema.ipynb #c033
 class Config(AllSections):

@@ -23,6 +23,8 @@ from ..core.geometry import Box, Cell
 from ..core.reading import quiet, reading
 from ..core.resources import available_cpus, worker_count
 from ..core.writing import atomic_path
+from ..fit.problem import NoiseModel
+from ..inputs.sky_map import SkyMap
 from .geometry import Patch
 from ..workdir.layout import Layout
 
@@ -39,6 +41,8 @@ class BandCut:
     gain: float  # electrons per scaled count
     fwhm_pix: float | None
     path: str  # of the image
+    sky: SkyMap | None = None  # what was taken off the image; its pixels are those of the region of interest
+    noise: NoiseModel | None = None  # how noise adds up, as measured
 
     @property
     def invvar(self) -> np.ndarray:
@@ -130,6 +134,8 @@ def _band_cut(
         gain=band.gain_scaled,
         fwhm_pix=band.fwhm_pix,
         path=str(band.path),
+        sky=None if band.sky is None else band.sky.cut(roi),
+        noise=band.noise,
     )
 
 
@@ -204,11 +210,32 @@ def _band_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
         image.header["FWHMPIX"] = cut.fwhm_pix
     hdus = [image, fits.ImageHDU(cut.mask, name="MASK", ver=index + 1)]
     if np.ndim(cut.sky_sigma):
-        return hdus + [fits.ImageHDU(cut.sky_sigma, name="SIGMA", ver=index + 1)]
-    image.header["SKYSIGMA"] = float(cut.sky_sigma)
+        hdus.append(fits.ImageHDU(cut.sky_sigma, name="SIGMA", ver=index + 1))
+    else:
+        image.header["SKYSIGMA"] = float(cut.sky_sigma)
+    return hdus + _sky_hdus(index, cut) + _noise_hdus(index, cut)
+
+# %% ../../nbs/07_patches/01_payload.ipynb #c016sky
+def _sky_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
+    "The mesh of the sky that was taken off, as an extension; none without."
+    if cut.sky is None:
+        return []
+    hdu = fits.ImageHDU(np.asarray(cut.sky.nodes, float), name="SKY", ver=index + 1)
+    hdu.header.update({"STEP": cut.sky.step, "ERROR": cut.sky.error, "X0": cut.sky.x0, "Y0": cut.sky.y0})
+    return [hdu]
+
+
+def _noise_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
+    "The measured noise: areas and factors as two rows, and the correlation where it is known; none without."
+    if cut.noise is None:
+        return []
+    table = np.array([cut.noise.area, cut.noise.factor], float)
+    hdus = [fits.ImageHDU(table, name="NOISE", ver=index + 1)]
+    if cut.noise.correlation is not None:
+        hdus.append(fits.ImageHDU(np.asarray(cut.noise.correlation, float), name="CORREL", ver=index + 1))
     return hdus
 
-
+# %% ../../nbs/07_patches/01_payload.ipynb #c016src
 def _source_hdu(sources: pd.DataFrame) -> fits.BinTableHDU:
     "The table of sources as an extension."
     plain = {name: _plain(column) for name, column in sources.items()}
@@ -273,6 +300,8 @@ def _cut_of(hdu, hdus, version: int) -> BandCut:
         gain=header["GAIN"],
         fwhm_pix=header.get("FWHMPIX"),
         path=unquote(header["IMPATH"]),
+        sky=_sky_of(hdus, version),
+        noise=_noise_of(hdus, version),
     )
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c017a
@@ -288,6 +317,23 @@ def _frame_of(table: fits.FITS_rec) -> pd.DataFrame:
         values = np.asarray(table.field(name))
         columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else _native(values)
     return pd.DataFrame(columns)
+
+# %% ../../nbs/07_patches/01_payload.ipynb #c017sky
+def _sky_of(hdus: fits.HDUList, version: int) -> SkyMap | None:
+    "The sky that was taken off a band."
+    if ("SKY", version) not in hdus:
+        return None
+    hdu = hdus["SKY", version]
+    return SkyMap(_native(hdu.data), *(hdu.header[card] for card in ("STEP", "ERROR", "X0", "Y0")))
+
+
+def _noise_of(hdus: fits.HDUList, version: int) -> NoiseModel | None:
+    "The measured noise of a band."
+    if ("NOISE", version) not in hdus:
+        return None
+    correlation = _native(hdus["CORREL", version].data) if ("CORREL", version) in hdus else None
+    area, factor = _native(hdus["NOISE", version].data)
+    return NoiseModel(area, factor, correlation)
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c017b
 def write_payloads(payloads, layout: Layout, cfg) -> list[str]:
