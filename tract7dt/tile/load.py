@@ -7,9 +7,11 @@ __all__ = ['calibrate_weights', 'load_inputs']
 
 # %% ../../nbs/04_tile/05_load.ipynb #imports
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -18,10 +20,11 @@ import pandas as pd
 
 from ..core.errors import Problems, list_some
 from ..core.geometry import Box, to_sky
-from ..inputs.band import Band, relative_factor
+from ..inputs.band import Band, median_weight, relative_factor
 from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
 from ..inputs.headers import read_bands
+from ..inputs.noise import measured_noise
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile
@@ -84,15 +87,30 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     return bands, catalog, problems
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026a
+def _changes(band: Band) -> tuple[int, ...]:
+    "Times of change of a band's files, so that other files of the same names are read again."
+    return tuple(image.path.stat().st_mtime_ns for image in (band.source, band.weight) if image is not None)
+
+
+@lru_cache(maxsize=256)
+def _calibrated(band: Band, weight_type: str, changes: tuple[int, ...]) -> tuple[float, float]:
+    "Noise of a band in ADU, and the factor of its weights."
+    to_measure, relative = math.isnan(band.skysig), band.weight is not None and weight_type == "relative"
+    median = median_weight(band) if band.weight is not None and (to_measure or relative) else 1.0
+    noise = measured_noise(band, median) if to_measure else band.skysig
+    return noise, relative_factor(replace(band, skysig=noise), median) if relative else band.weight_factor
+
+# %% ../../nbs/04_tile/05_load.ipynb #c026c
 def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
-    "Bands whose relative weight maps are scaled to SKYSIG; `workers` threads read a map each."
+    "Bands with a measured noise where it has to be, and relative weights scaled to it; in `workers` threads."
 
     def calibrated(band: Band) -> Band:
-        return (
-            replace(band, weight_factor=relative_factor(band))
-            if band.weight and weight_type == "relative"
-            else band
-        )
+        if band.weight is None and not math.isnan(band.skysig):
+            return band
+        noise, factor = _calibrated(band, weight_type, _changes(band))
+        if math.isnan(band.skysig):
+            log.info("%s: noise of %.4g ADU measured in blank sky", band.path, noise)
+        return replace(band, skysig=noise, weight_factor=factor)
 
     with ThreadPoolExecutor(workers) as pool:
         return tuple(pool.map(calibrated, bands))
