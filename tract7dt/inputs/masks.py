@@ -180,7 +180,12 @@ def named(found: list[tuple[FitsImage, fits.Header]]) -> dict[str, FitsImage]:
     return {str(header.get("EXTNAME", "")).strip().upper(): image for image, header in found}
 
 
-def chosen(path: Path, found: list[tuple[FitsImage, fits.Header]], extension: str | None, hdu):
+def chosen(
+    path: Path,  # of the file
+    found: list[tuple[FitsImage, fits.Header]],  # its 2-D images
+    extension: str | None,  # the name that the suffix asks for
+    hdu,  # the name or number that `inputs.hdu` asks for, if there is such an image
+):
     "The image that an extension's name or number asks for, or the first one; with its header."
     wanted = extension if extension is not None else hdu
     for image, header in found:
@@ -195,7 +200,12 @@ def chosen(path: Path, found: list[tuple[FitsImage, fits.Header]], extension: st
     raise UserError(f"{path}: has no 2-D image called {extension}; there are {names or 'none with a name'}")
 
 # %% ../../nbs/03_inputs/02_masks.ipynb #c016
-def bit_mask(image: FitsImage, header: fits.Header, rule, preset: str | None) -> BitMask:
+def bit_mask(
+    image: FitsImage,  # of integers
+    header: fits.Header,  # of it
+    rule,  # `inputs.mask_reject`
+    preset: str | None,  # whose bits these are, where the header does not say
+) -> BitMask:
     "The mask of bits in an image; raises a UserError for what is no mask, and for unknown names."
     if header.get("BITPIX", 0) < 0:
         raise UserError(f"{image.path}: holds numbers with fractions; write the mask as integers")

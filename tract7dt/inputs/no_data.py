@@ -131,8 +131,13 @@ def equal_squares(right: np.ndarray, above: np.ndarray, side: int) -> np.ndarray
     return found
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c010a
-def joined(first: np.ndarray, second: np.ndarray, least: int, found: np.ndarray) -> None:
-    "Add the groups of joined pixels (flat indices) that are large, or reach `found` (bool, flat, changed)."
+def joined(
+    first: np.ndarray,  # pixels that are equal to a neighbour, indices into the flat image
+    second: np.ndarray,  # these neighbours
+    least: int,  # pixels of a group that count
+    found: np.ndarray,  # bool, flat: pixels in blocks; changed
+) -> None:
+    "Add the groups of joined pixels that are large, or reach pixels that were found."
     pixels, place = np.unique(np.concatenate([first, second]), return_inverse=True)
     ends = place[: len(first)], place[len(first) :]
     graph = coo_matrix((np.ones(len(first), bool), ends), shape=(len(pixels),) * 2)
