@@ -50,9 +50,9 @@ def read_pixels(band: Band, settings) -> Pixels:
     saturated = (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
     if band.saturate is not None:
         saturated |= image >= SATURATION_SHARE * band.saturate * band.scale
-    good = ((pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) == 0) & np.isfinite(
-        pixels.sky_sigma
-    )
+    good = (
+        (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)) == 0
+    ) & np.isfinite(pixels.sky_sigma)
     frame = BandFrame(image, good, saturated, pixels.sky_sigma, band.gain_scaled)
     del pixels
     if not settings.background_subtract_patch or not good.any():
@@ -140,7 +140,7 @@ def width_in(
 ) -> float | None:
     "FWHM (pix) of the stars of a band among sources in a part of the frame; None if it cannot be measured."
     pixels = band.read(box)
-    bad = (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.SATURATED)) != 0
+    bad = pixels.mask != 0
     bad |= ~np.isfinite(pixels.sky_sigma)
     if bad.all():
         return None
