@@ -42,6 +42,7 @@ class TileFields:
     gaia_box: Box | None = None  # where Gaia stars were taken from; None without augmentation
     bright_mask: np.ndarray | None = None  # bool, under bright sources without a catalog entry
     bright_sources: pd.DataFrame | None = None  # detections behind it: `x, y, a, b, theta, matched`
+    sources: np.ndarray | None = None  # bool, light of sources, as `source_mask` marks it
     inputs: tuple | None = None  # `InputFile`s as they were before the first was read, if noted
 
     @property
