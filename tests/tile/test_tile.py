@@ -30,7 +30,7 @@ class TestWhite:
         image = noise()
         image[30, 40] = np.nan
         field.image("m400", image)
-        tile = load_inputs(field.cfg())
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         assert tile.white[30, 40] == pytest.approx(fits.getdata(field.folder / "m425.fits")[30, 40])
         assert np.isfinite(tile.white).all()
 
@@ -39,7 +39,7 @@ class TestWhite:
             image = noise(i)
             image[3, 4] = np.nan
             field.image(name, image)
-        tile = load_inputs(field.cfg())
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         assert (
             np.isnan(tile.white[3, 4])
             and np.isinf(tile.white_sigma[3, 4])
@@ -50,7 +50,7 @@ class TestWhite:
         first, second = 10 + noise(0), 70 + noise(1)
         field.image("m400", first, ZP_AUTO=22.5, SKYSIG=0.2)
         field.image("m425", second, SKYSIG=4.0)
-        tile = load_inputs(field.cfg())
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         weights = np.array([1 / 2.0**2, 1 / 4.0**2])
         expected = weights @ [10 * first[0, 0], second[0, 0]] / weights.sum()
         assert tile.white[0, 0] == pytest.approx(expected, rel=1e-6)

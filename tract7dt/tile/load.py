@@ -25,6 +25,7 @@ from ..inputs.headers import read_bands
 from ..inputs.no_data import sky_sample
 from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
+from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile, share_lines
 
@@ -187,12 +188,8 @@ def load_inputs(cfg) -> Tile:
         With all problems of images, catalog and Gaia table, a line each.
     """
     clock, inputs = [time.perf_counter()], cfg.inputs
-    log.info(
-        "catalog %s; image list %s; Gaia table %s",
-        inputs.input_catalog,
-        inputs.image_list_file,
-        inputs.gaiaxp_synphot_csv,
-    )
+    tables = inputs.input_catalog, inputs.image_list_file, inputs.gaiaxp_synphot_csv
+    log.info("catalog %s; image list %s; Gaia table %s", *tables)
     bands, catalog = usable_inputs(cfg)
     bands = calibrate_weights(bands, inputs.weight_type, prepare_workers(cfg.performance, len(bands)))
     clock.append(time.perf_counter())
@@ -202,7 +199,7 @@ def load_inputs(cfg) -> Tile:
     table = catalog_on_frame(catalog, bands, stack, inputs.input_catalog, cfg.source_saturation_cut)
     clock.append(time.perf_counter())
     _report(bands, stack, table, np.diff(clock))
-    return Tile(
+    tile = Tile(
         bands,
         bands[0].working_wcs,
         bands[0].crop.shape,
@@ -215,6 +212,7 @@ def load_inputs(cfg) -> Tile:
         catalog.has_ids,
         **data_shares(stack),
     )
+    return measure_sky(tile, cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(

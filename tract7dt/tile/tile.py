@@ -44,6 +44,7 @@ class TileFields:
     bright_sources: pd.DataFrame | None = None  # detections behind it: `x, y, a, b, theta, matched`
     no_data: tuple[float, ...] = ()  # share of the pixels of each band that hold no data
     rejected: tuple[float, ...] = ()  # share of those that the mask of each band removes
+    sources: np.ndarray | None = None  # bool, light of sources, as `source_mask` marks it
     inputs: tuple | None = None  # `InputFile`s as they were before the first was read, if noted
 
     @property
