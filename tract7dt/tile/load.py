@@ -23,6 +23,7 @@ from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
 from ..inputs.headers import read_bands
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
+from .noise import with_noise
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile
 
@@ -137,8 +138,8 @@ def usable_inputs(cfg) -> tuple[tuple[Band, ...], Catalog]:
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
 
-    The tile has bands, white stack and catalog of the working frame; Gaia stars come with `augment_gaia`, the
-    bright mask with `mask_bright_sources`.
+    The tile has bands with their noise, white stack and catalog of the working frame; Gaia stars come with
+    `augment_gaia`, the bright mask with `mask_bright_sources`.
 
     Raises
     ------
@@ -161,7 +162,7 @@ def load_inputs(cfg) -> Tile:
     table = catalog_on_frame(catalog, bands, stack, inputs.input_catalog, cfg.source_saturation_cut)
     clock.append(time.perf_counter())
     _report(bands, stack, table, np.diff(clock))
-    return Tile(
+    tile = Tile(
         bands,
         bands[0].working_wcs,
         bands[0].crop.shape,
@@ -173,6 +174,7 @@ def load_inputs(cfg) -> Tile:
         catalog.spelling,
         catalog.has_ids,
     )
+    return with_noise(tile, cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
