@@ -34,6 +34,7 @@ from ..results.zero_points import ZeroPoints, add_magnitudes, solve_zero_points,
 from ..tile.bright_mask import mask_bright_sources, write_bright_mask
 from ..tile.gaia import augment_gaia, write_augmented
 from ..tile.load import load_inputs
+from ..tile.noise import write_noise
 from ..tile.tile import Tile, TileState, load_state, save_state, write_wcs
 from ..workdir.layout import Layout
 from tract7dt.workdir.manifest import (
@@ -105,6 +106,7 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
         inputs = inputs_now(cfg)
         tile = replace(load_inputs(cfg), inputs=inputs)
         write_wcs(tile, layout)
+        write_noise(tile, layout)
     layout.augmented_catalog(cfg.inputs.input_catalog).unlink(missing_ok=True)
     if cfg.zp.enabled:
         with stage("augment", log):

@@ -25,6 +25,7 @@ from ..inputs.headers import read_bands
 from ..inputs.no_data import sky_sample
 from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
+from .noise import with_noise
 from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile, share_lines
@@ -179,8 +180,8 @@ def usable_inputs(cfg) -> tuple[tuple[Band, ...], Catalog]:
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
 
-    The tile has bands, white stack and catalog of the working frame; Gaia stars come with `augment_gaia`, the
-    bright mask with `mask_bright_sources`.
+    The tile has bands with their noise, white stack and catalog of the working frame; Gaia stars come with
+    `augment_gaia`, the bright mask with `mask_bright_sources`.
 
     Raises
     ------
@@ -212,7 +213,7 @@ def load_inputs(cfg) -> Tile:
         catalog.has_ids,
         **data_shares(stack),
     )
-    return measure_sky(tile, cfg)
+    return with_noise(measure_sky(tile, cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
