@@ -161,6 +161,12 @@ _QUALITY_COLUMNS = _columns(
         "",
         "fraction of the own profile that falls on masked pixels in {band}",
     ),
+    (
+        "saturated_{band}",
+        "bool",
+        "",
+        "the core is saturated in {band}, as the ePSF stage found: its flux comes from the wings",
+    ),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008e
@@ -194,7 +200,7 @@ FINAL_COLUMNS = _columns(
         "bool",
         "",
         "no hard problem in {band}: a fit without hard flags, data, and a PSF made from stars or "
-        "given, not an analytic one",
+        "given, not an analytic one; where the core is saturated, half of the profile must be left",
     ),
 )
 
