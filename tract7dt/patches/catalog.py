@@ -11,16 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from ..core.columns import as_declared, fit_columns, name_in_band
 from ..core.geometry import Box
 from ..epsf.patch_psf import PatchPSF
-from ..fit.flags import FitStatus
+from ..fit.flags import FitFlag, FitStatus
 from ..fit.footprints import Pixels, period_for, semi_major
 from ..fit.problem import FitResult, Kind
 from ..fit.render import Window, render_stack
 from ..fit.shapes import native_from_catalog
-from .payload import Payload
+from ..inputs.band import MaskBit
+from .payload import BandCut, Payload
 from .problem import pixel_psf
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013
@@ -207,6 +209,35 @@ def measured_columns(
         columns |= band_columns(result, {band: psf})
     return columns
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #sat02
+CORE_REACH = 1.5  # from a source's place, within which a saturated pixel spoils its core, pix
+
+
+def saturated_cores(cut: BandCut, x, y) -> np.ndarray:
+    "Which sources at places x, y [S] (pix in the cut; NaN allowed) have a saturated core, bool [S]."
+    row, column = np.nonzero((cut.mask & np.uint8(MaskBit.SATURATED)) != 0)
+    if not len(row):
+        return np.zeros(len(x), bool)
+    known = np.isfinite(x) & np.isfinite(y)
+    places = np.column_stack([np.where(known, x, -1e6), np.where(known, y, -1e6)])
+    return cKDTree(np.column_stack([column, row])).query(places)[0] <= CORE_REACH
+
+
+def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dict[str, object]:
+    "`saturated_{band}` of all bands, and the flags among `columns` with what it means for them."
+    places, new = list(results) if len(results) == len(cuts) else [results[0]] * len(cuts), {}
+    flag, count = int(FitFlag.SATURATED_IN_BAND), len(results[0].x)
+    common = np.zeros(count, bool)
+    for cut, result in zip(cuts, places):
+        new[f"saturated_{cut.name}"] = lost = saturated_cores(cut, result.x, result.y)
+        alone = name_in_band("fit_flags", cut.name)
+        if alone in columns:
+            new[alone] = columns[alone] | np.where(lost, flag, 0)
+        common |= lost
+    return new | (
+        {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
+    )
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013d
 def patch_catalog(
     payload: Payload,  # what was fitted
@@ -228,6 +259,7 @@ def patch_catalog(
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
     }
+    columns |= saturation_columns(payload.bands, results, columns)
     declared = fit_columns(list(psfs), together)
     order = [c.name for c in declared if c.name in columns]
     fitted = pd.DataFrame(columns, index=payload.sources.index)[order]
