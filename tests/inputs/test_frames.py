@@ -349,7 +349,7 @@ class TestHeaders:
         cards = dict(CTYPE1="RA---TPV", CTYPE2="DEC--TPV", PV1_1=1.0, PV2_1=1.0)
         field.image("m400", noise(), **cards)
         field.image("m425", noise(), **cards | dict(PV2_1=1.001))
-        only_error(field, "m400.fits", "m425.fits", "PV2_1", 1.001, "the same pixel lies up to")
+        only_error(field, "m400.fits", "m425.fits", "the same pixel lies up to 0.06 pix away")
 
     def test_distortion_counts(self, field):
         sip = dict(CTYPE1="RA---TAN-SIP", CTYPE2="DEC--TAN-SIP", A_ORDER=2, B_ORDER=2, A_2_0=1e-6, B_1_1=1e-6)

@@ -25,6 +25,7 @@ from ..core.writing import absolute
 from .band import Band, weight_path
 from .fits import FitsImage, locate_image
 from .keywords import QUANTITIES, Facts, Found, card, known_elsewhere, take, whose
+from .masks import find_mask
 from ..workdir.layout import safe_name
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c007
@@ -546,6 +547,7 @@ def _band(
         fwhm_pix=fwhm_pix(facts, wcs, problems),
         crop=Box.of_shape(source.shape),
         weight=_weight(source, cfg.inputs, problems),
+        mask=find_mask(source, weight_path, cfg.inputs, problems),
         rejected=card(header, "SANITY") in (False, "F"),
     )
 

@@ -24,10 +24,14 @@ from ..inputs.band import Band, median_weight, relative_factor
 from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
 from ..inputs.headers import read_bands
+from ..inputs.no_data import sky_sample
 from ..inputs.noise import measured_noise
+from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
+from .noise import with_noise
+from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
-from .tile import Tile
+from .tile import Tile, share_lines
 
 # %% ../../nbs/04_tile/05_load.ipynb #logger
 log = logging.getLogger(__name__)
@@ -71,7 +75,7 @@ def warn_of_zipped(bands, problems: Problems) -> None:
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026i
 def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
-    """Check headers, catalog and Gaia table; no pixels are read.
+    """Check headers, catalog and Gaia table; of pixels only a few rows are read.
 
     Bands and catalog are only usable without errors.
     """
@@ -82,6 +86,8 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     stages = stages_using_gaia(cfg.epsf, cfg.zp)
     check_gaia(cfg.inputs.gaiaxp_synphot_csv, stages, list(paths or ()), problems)
     warn_of_zipped(bands, problems)
+    if not problems.errors:
+        warn_of_coarse(bands, problems)
     if catalog is not None and not problems.errors:
         check_overlap(catalog.table, bands, cfg.inputs.input_catalog, problems)
     return bands, catalog, problems
@@ -93,39 +99,81 @@ def _changes(band: Band) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _calibrated(band: Band, weight_type: str, changes: tuple[int, ...]) -> tuple[float, float]:
-    "Noise of a band in ADU, and the factor of its weights."
-    to_measure, relative = math.isnan(band.skysig), band.weight is not None and weight_type == "relative"
-    median = median_weight(band) if band.weight is not None and (to_measure or relative) else 1.0
-    noise = measured_noise(band, median) if to_measure else band.skysig
-    return noise, relative_factor(replace(band, skysig=noise), median) if relative else band.weight_factor
+def _calibrated(band: Band, weight_type: str, changes: tuple[int, ...]) -> dict:
+    "What the pixels of a band say of its noise, by the names of `Band`: none of it where nothing is asked."
+    found: dict = {}
+    relative = band.weight is not None and weight_type == "relative"
+    median = median_weight(band) if relative or (band.weight and math.isnan(band.skysig)) else 1.0
+    if math.isnan(band.skysig):
+        found["skysig"] = measured_noise(band, median)
+        log.info("%s: noise of %.4g ADU measured in blank sky", band.path, found["skysig"])
+    if relative:
+        found["weight_factor"] = relative_factor(replace(band, **found), median)
+    if band.weight is not None:
+        found["photons"] = photon_share(replace(band, **found))
+    return found
+
+# %% ../../nbs/04_tile/05_load.ipynb #c026p
+def tell_photons(bands) -> None:
+    "Log which weight maps hold the photons of sources."
+    for band in bands:
+        if band.photons is not None:
+            log.info(
+                "%s: the weights hold the photons of the sources (variance %.3g per count, 1/gain is %.3g); "
+                "they are taken out",
+                band.name,
+                band.photons.slope,
+                1 / band.egain,
+            )
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026c
 def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
-    "Bands with a measured noise where it has to be, and relative weights scaled to it; in `workers` threads."
+    """Bands whose noise is known and whose weight maps are inverse variances of the sky.
+
+    The noise is measured where it has to be; relative weights are scaled to it; from weights that hold the
+    photons of sources these are taken out. `workers` threads take a band each.
+    """
 
     def calibrated(band: Band) -> Band:
         if band.weight is None and not math.isnan(band.skysig):
             return band
-        noise, factor = _calibrated(band, weight_type, _changes(band))
-        if math.isnan(band.skysig):
-            log.info("%s: noise of %.4g ADU measured in blank sky", band.path, noise)
-        return replace(band, skysig=noise, weight_factor=factor)
+        return replace(band, **_calibrated(band, weight_type, _changes(band)))
 
     with ThreadPoolExecutor(workers) as pool:
         return tuple(pool.map(calibrated, bands))
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026b
 def check_pixels(bands, finite: np.ndarray) -> None:
-    "Raise a UserError naming the images without a finite pixel."
+    "Raise a UserError naming the images without a pixel with data."
     problems = Problems()
     for band, count in zip(bands, finite):
         if count == 0:
             problems.error(
-                f"{band.path}: no finite pixel in the working frame; replace or drop the image of band "
+                f"{band.path}: no pixel with data in the working frame; replace or drop the image of band "
                 f"{band.name}"
             )
     problems.raise_if_any()
+
+# %% ../../nbs/04_tile/05_load.ipynb #c026n
+def data_shares(stack: Stack) -> dict[str, tuple[float, ...]]:
+    "Of each band the share of pixels without data, and of those that its mask removes."
+    size, removed = stack.white.size, np.zeros(1) if stack.rejected is None else stack.rejected
+    return {
+        "no_data": tuple((1 - stack.finite / size).tolist()),
+        "rejected": tuple((removed / size).tolist()),
+    }
+
+
+def warn_of_coarse(bands, problems: Problems) -> None:
+    "A warning about images of integers so coarse that blocks without data cannot be told from noise."
+    for band in bands:
+        sample = sky_sample(band.source)
+        if sample.is_coarse:
+            problems.warn(
+                f"{band.path}: counts come in steps of {sample.step:g}, the noise is {sample.noise:.2g}: "
+                "blocks of equal pixels are taken for data; where there is none, write NaN, BLANK or a "
+                "weight of 0"
+            )
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027m
 def catalog_on_frame(
@@ -155,8 +203,8 @@ def usable_inputs(cfg) -> tuple[tuple[Band, ...], Catalog]:
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
 
-    The tile has bands, white stack and catalog of the working frame; Gaia stars come with `augment_gaia`, the
-    bright mask with `mask_bright_sources`.
+    The tile has bands with their noise, white stack and catalog of the working frame; Gaia stars come with
+    `augment_gaia`, the bright mask with `mask_bright_sources`.
 
     Raises
     ------
@@ -164,12 +212,8 @@ def load_inputs(cfg) -> Tile:
         With all problems of images, catalog and Gaia table, a line each.
     """
     clock, inputs = [time.perf_counter()], cfg.inputs
-    log.info(
-        "catalog %s; image list %s; Gaia table %s",
-        inputs.input_catalog,
-        inputs.image_list_file,
-        inputs.gaiaxp_synphot_csv,
-    )
+    tables = inputs.input_catalog, inputs.image_list_file, inputs.gaiaxp_synphot_csv
+    log.info("catalog %s; image list %s; Gaia table %s", *tables)
     bands, catalog = usable_inputs(cfg)
     bands = calibrate_weights(bands, inputs.weight_type, prepare_workers(cfg.performance, len(bands)))
     clock.append(time.perf_counter())
@@ -179,7 +223,7 @@ def load_inputs(cfg) -> Tile:
     table = catalog_on_frame(catalog, bands, stack, inputs.input_catalog, cfg.source_saturation_cut)
     clock.append(time.perf_counter())
     _report(bands, stack, table, np.diff(clock))
-    return Tile(
+    tile = Tile(
         bands,
         bands[0].working_wcs,
         bands[0].crop.shape,
@@ -190,7 +234,9 @@ def load_inputs(cfg) -> Tile:
         table,
         catalog.spelling,
         catalog.has_ids,
+        **data_shares(stack),
     )
+    return with_noise(measure_sky(tile, cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
@@ -209,6 +255,9 @@ def _report(
         stack.saturated.sum(),
         np.isnan(stack.white).sum(),
     )
+    tell_photons(bands)
+    for line in share_lines(bands, **data_shares(stack)):
+        log.info("%s", line)
     counts = table.loc[table["excluded_any"], "excluded_reason"].value_counts()
     log.info(
         "%d sources: %d active; excluded: %s",
