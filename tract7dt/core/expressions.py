@@ -64,9 +64,9 @@ def _parts(node: ast.expr) -> list[ast.expr]:
         return [node.left, node.right]
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
         return [node.operand]
-    named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
-    if named and len(node.args) == 1 and not node.keywords:
-        return list(node.args)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
+        if len(node.args) == 1 and not node.keywords:
+            return list(node.args)
     if isinstance(node, ast.Name) or (
         isinstance(node, ast.Constant) and type(node.value) in (int, float, str)
     ):
@@ -87,13 +87,13 @@ def _check(node: ast.expr) -> None:
 def names_in(text: str) -> list[str]:
     "The names of cards that an expression needs, each once."
     functions = {id(node.func) for node in ast.walk(parse(text)) if isinstance(node, ast.Call)}
-    found = [
-        node.id if isinstance(node, ast.Name) else card_name(node.value)
-        for node in ast.walk(parse(text))
-        if (isinstance(node, ast.Name) and id(node) not in functions)
-        or (isinstance(node, ast.Constant) and isinstance(node.value, str))
-    ]
-    return list(dict.fromkeys(found))
+    found: dict[str, None] = {}
+    for node in ast.walk(parse(text)):
+        if isinstance(node, ast.Name) and id(node) not in functions:
+            found[node.id] = None
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found[card_name(node.value) or ""] = None
+    return list(found)
 
 
 def is_expression(text: str) -> bool:
@@ -128,4 +128,6 @@ def _value(node: ast.expr, values: Callable[[str], float]) -> float:
     if isinstance(node, ast.Name):
         return values(node.id)
     assert isinstance(node, ast.Constant), "a tree that was checked holds nothing else"
-    return values(str(card_name(node.value))) if isinstance(node.value, str) else node.value
+    if isinstance(node.value, (int, float)):
+        return node.value
+    return values(card_name(str(node.value)) or "")
