@@ -106,7 +106,7 @@ def base_folder(cfg) -> Path:
 def refused(facts: Facts, found: Found, problems: Problems) -> bool:
     "Note that the rule of a quantity cannot be followed; whether that is so."
     if found.wrong:
-        problems.error(f"{facts.path}: {found.said}; {found.cure}")
+        problems.error(f"{facts.path}: the rule {found.said}; {found.cure}")
     return found.wrong
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c013
@@ -472,14 +472,16 @@ def check_names(bands: list[Band], problems: Problems) -> None:
 # %% ../../nbs/03_inputs/05_headers.ipynb #c_sanity
 def check_sanity(bands: list[Band], use_rejected: bool, problems: Problems) -> None:
     "Refuse images that their own pipeline rejected, or say that they are used."
-    rejected = [band.path.name for band in bands if band.rejected]
-    if not rejected:
-        return
-    said = f"SANITY = F in {list_some(rejected)}: rejected by their own pipeline"
-    if use_rejected:
-        problems.warn(f"{said}; used, as inputs.use_rejected says")
-    else:
-        problems.error(f"{said}; take them off the image list, or set inputs.use_rejected: true")
+    rejected = list_some(band.path.name for band in bands if band.rejected)
+    if rejected and use_rejected:
+        problems.warn(
+            f"{rejected}: SANITY = F, rejected by quality control; used, as inputs.use_rejected says"
+        )
+    elif rejected:
+        problems.error(
+            f"{rejected}: SANITY = F, rejected by quality control; take them off the image list, or set "
+            "inputs.use_rejected: true"
+        )
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c028
 def working_box(shape: tuple[int, int], crop, problems: Problems) -> Box:
