@@ -169,8 +169,9 @@ def warn_of_coarse(bands, problems: Problems) -> None:
     for band in bands:
         sample = sky_sample(band.source)
         if sample.is_coarse:
+            step = max(sample.step, sample.grain)
             problems.warn(
-                f"{band.path}: counts come in steps of {sample.step:g}, the noise is {sample.noise:.2g}: "
+                f"{band.path}: counts come in steps of {step:.3g}, the noise is {sample.noise:.2g}: "
                 "blocks of equal pixels are taken for data; where there is none, write NaN, BLANK or a "
                 "weight of 0"
             )
