@@ -238,6 +238,14 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #user_sky
+def add_sky_maps(columns: dict[str, object], payload: Payload) -> None:
+    "Add the sky that was taken off each band, at the start positions, to `sky_{band}_fit`; changed in place."
+    x, y = (payload.sources[name].to_numpy(float) for name in ("x_pix_patch", "y_pix_patch"))
+    for cut in payload.bands:
+        if cut.sky is not None:
+            columns[f"sky_{cut.name}_fit"] = columns[f"sky_{cut.name}_fit"] + cut.sky.at(x, y)
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013d
 def patch_catalog(
     payload: Payload,  # what was fitted
@@ -260,6 +268,7 @@ def patch_catalog(
         **mask_columns(payload, psfs, kind, results),
     }
     columns |= saturation_columns(payload.bands, results, columns)
+    add_sky_maps(columns, payload)
     declared = fit_columns(list(psfs), together)
     order = [c.name for c in declared if c.name in columns]
     fitted = pd.DataFrame(columns, index=payload.sources.index)[order]
