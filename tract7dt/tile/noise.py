@@ -189,7 +189,7 @@ def pulls(sky: BlankSky, template: Template) -> np.ndarray:
 
 def factor(sky: BlankSky, template: Template) -> float | None:
     "How much larger the scatter of a template's fluxes is; None with too few independent places."
-    found = pulls(sky, template)
+    found = pulls(sky, template) if sky.in_box else np.zeros(0)
     if len(found) * min(1.0, PLACE_STEP**2 / template.area) < LEAST_PLACES:
         return None
     alone = max(sky.image.shape[1:]) < 1.5 * LEVEL_MESH
