@@ -14,7 +14,7 @@ from ..core.resources import worker_count
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
 from ..tile.noise import factors_of, stated_by
-from ..tile.tile import Tile
+from ..tile.tile import Tile, share_lines
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025
 DEPTH_SNR = 5  # of the point source whose magnitude is the depth
@@ -93,6 +93,7 @@ def report(
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:",
         *bands,
+        *(f"  {line}" for line in share_lines(tile.bands, tile.no_data, tile.rejected)),
         *noise_lines(tile, widths),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "

@@ -71,9 +71,10 @@ def draw(what: str, function, *values) -> None:
 
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c011
 def input_images(bands, cfg: Config) -> list[Path]:
-    "All images of a run: those of the bands, their weight maps, given PSFs."
+    "All images of a run: those of the bands, their weight maps and masks, given PSFs."
     weights = [band.weight.path for band in bands if band.weight is not None]
-    return [band.path for band in bands] + weights + given_psf_files(cfg, bands)
+    masks = [band.mask.path for band in bands if band.mask is not None]
+    return [band.path for band in bands] + weights + masks + given_psf_files(cfg, bands)
 
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c014
 def inputs_now(cfg: Config) -> tuple[InputFile, ...]:
