@@ -75,6 +75,11 @@ def noise_lines(tile: Tile, widths: dict[str, float | None]) -> list[str]:
     lines = [noise_line(band, widths.get(band.name) or band.fwhm_pix) for band in tile.bands]
     return ["noise of a pixel, and the factor of errors over those of independent pixels:", *lines]
 
+# %% ../../nbs/10_pipeline/08_estimate.ipynb #c026reg
+def registration_lines(tile: Tile) -> list[str]:
+    "Where the catalog lies on the images; nothing where that was not asked for."
+    return [] if tile.registration is None else [f"catalog against images: {tile.registration.text}"]
+
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c026a
 def report(
     tile: Tile,  # as loaded
@@ -95,6 +100,7 @@ def report(
         *bands,
         *(f"  {line}" for line in share_lines(tile.bands, tile.no_data, tile.rejected)),
         *noise_lines(tile, widths),
+        *registration_lines(tile),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "
         "detections",
