@@ -10,7 +10,7 @@ import numpy as np
 
 from ..epsf.patch_psf import PatchPSF, psf_for_patch, psf_of_model
 from ..fit.problem import BandData, FitOptions, FitProblem, Kind, PixelPSF, Sources
-from ..inputs.start_values import priors_from_errors, start_shapes
+from ..inputs.start_values import column_or_nan, priors_from_errors, start_shapes
 from .geometry import Patch
 from .payload import BandCut, Payload
 from ..workdir.layout import Layout
@@ -73,6 +73,7 @@ def fit_sources(payload: Payload, cfg) -> Sources:
         lnre_sigma=priors.lnre,
         ee1_sigma=priors.ee1,
         ee2_sigma=priors.ee2,
+        re_guessed=~np.isfinite(column_or_nan(table, "Re")),
         flux_prior_mean=priors.flux_mean,
         flux_prior_sigma=priors.flux_sigma,
     )
