@@ -94,7 +94,7 @@ def fit_options(settings) -> FitOptions:
     )
 
 # %% ../../nbs/07_patches/02_problem.ipynb #sky
-SKY_PRIOR_SIGMAS = 0.0015  # width of the prior on a patch's constant after a map, in noise of a pixel
+SKY_PRIOR_SIGMAS = 0.001  # width of the prior on a patch's constant after a map, in noise of a pixel
 
 
 def sky_prior(cut: BandCut, choice: str) -> float:
