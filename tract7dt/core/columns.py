@@ -162,6 +162,13 @@ _QUALITY_COLUMNS = _columns(
         "fraction of the own profile that falls on masked pixels in {band}",
     ),
     (
+        "mask_{band}",
+        "int",
+        "",
+        "bits of the mask of the image (inputs.mask_suffix) in {band} that are set in the core of the "
+        "source, where its profile is above a tenth of its peak; 0 where no bit is set, or without a mask",
+    ),
+    (
         "saturated_{band}",
         "bool",
         "",

@@ -52,9 +52,9 @@ def read_pixels(band: Band, settings) -> Pixels:
     saturated = (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
     if band.saturate is not None:
         saturated |= image >= SATURATION_SHARE * band.saturate * band.scale
-    good = ((pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) == 0) & np.isfinite(
-        pixels.sky_sigma
-    )
+    good = (
+        (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)) == 0
+    ) & np.isfinite(pixels.sky_sigma)
     frame = BandFrame(image, good, saturated, pixels.sky_sigma, band.gain_scaled)
     del pixels
     if not settings.background_subtract_patch or not good.any():
@@ -205,8 +205,7 @@ def stars_in(
     "Width of the stars of a band in a part of the frame, and what of them is saturated."
     pixels, x, y = band.read(box), x[:MAX_WIDTHS], y[:MAX_WIDTHS]
     saturated = (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
-    bad = (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) != 0
-    bad |= ~np.isfinite(pixels.sky_sigma)
+    bad = ((pixels.mask & ~np.uint8(MaskBit.SATURATED)) != 0) | ~np.isfinite(pixels.sky_sigma)
     if (bad | saturated).all():
         return StarsSeen(None)
     image = subtract_background(pixels.image, bad)

@@ -119,6 +119,7 @@ def flux_columns(outcome: Outcome, errors: Errors, quality: Quality) -> dict[str
         fracmasked=quality.fracmasked,
         sky=np.where(sky_seen, outcome.state.sky, np.nan),
         sky_err=errors.sky,
+        sky_free=np.where(sky_seen, errors.sky_free, np.nan),
     )
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c018
@@ -221,13 +222,15 @@ def noise_unit(depth) -> float:
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c029
 def in_unit(problem: FitProblem, unit: float) -> FitProblem:
-    "The problem with images, noise, gains and flux priors in a unit of `unit` scaled counts."
+    "The problem with images, noise, gains and priors in a unit of `unit` scaled counts."
     bands = [
         replace(
             band,
             image=band.image.astype(float) / unit,
             invvar=band.invvar.astype(float) * unit**2,
             gain=band.gain * unit,
+            sky_prior=band.sky_prior / unit,
+            sky_error=band.sky_error / unit,
         )
         for band in problem.bands
     ]
@@ -240,7 +243,7 @@ def in_unit(problem: FitProblem, unit: float) -> FitProblem:
 # %% ../../nbs/06_fit/17_engine.ipynb #c030
 def in_counts(result: FitResult, unit: float) -> FitResult:
     "The result of a problem in a unit of `unit` scaled counts, in scaled counts."
-    names = ("flux", "flux_err", "flux_err_cond", "sky", "sky_err", "source_sky", "model")
+    names = ("flux", "flux_err", "flux_err_cond", "sky", "sky_err", "sky_free", "source_sky", "model")
     covariance = None if result.flux_cov is None else result.flux_cov * unit**2
     return replace(result, flux_cov=covariance, **{name: getattr(result, name) * unit for name in names})
 

@@ -23,6 +23,9 @@ def image_products(one, two) -> np.ndarray:
     "Sum over all pixels of the product of two images in each band, float64 [B]."
     return np.einsum("bij,bij->bi", one, two).sum(axis=1, dtype=float)
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010h
+HELD = 1e12  # information of a prior that holds the sky, in units of what the pixels know of it
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010
 class PSFTransforms:
     "Half of `Pixels`: its frame, and the PSFs of its bands, whose transforms are made once for each period."
@@ -65,28 +68,13 @@ class PSFTransforms:
             self.cubes[period, "mean"] = psf_cube([self.mean_psf], period)
         return self.cubes[period, "mean"]
 
-# %% ../../nbs/06_fit/08_footprints.ipynb #c010b
-@dataclass(frozen=True, eq=False)
-class Pixels(PSFTransforms):
-    "Whitened images, inverse errors and PSFs of all bands."
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010s
+class SkyProducts:
+    "Another part of `Pixels`: products of the sky, a constant in each band, and what a prior knows of it."
 
-    target: np.ndarray  # data over noise, float32 [B, H, W]
-    weight: np.ndarray  # inverse errors, 0 for bad pixels, float32 [B, H, W]
-    psfs: tuple[PixelPSF, ...]
-    cubes: dict  # PSF transforms by period, filled as they are needed
-    profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
-
-    @classmethod
-    def of(cls, problem: FitProblem) -> "Pixels":
-        "Gather the bands of a problem."
-        weight = np.sqrt(np.stack([band.invvar for band in problem.bands]))
-        target = np.stack([band.image for band in problem.bands]) * weight
-        return cls(target, weight, tuple(band.psf for band in problem.bands), {}, problem.options.profiles)
-
-    def without(self, ignored) -> "Pixels":
-        "The same with no weight on the pixels in `ignored`, bool [H, W]."
-        target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
-        return replace(self, target=target, weight=weight)
+    target: np.ndarray
+    weight: np.ndarray
+    sky_prior: np.ndarray | float
 
     @cached_property
     def sky_sky(self) -> np.ndarray:
@@ -94,9 +82,40 @@ class Pixels(PSFTransforms):
         return image_products(self.weight, self.weight)
 
     @cached_property
+    def sky_info(self) -> np.ndarray:
+        "Information of the priors on the sky, 1 / counts^2, [B]; 0 where free, very large where held."
+        with np.errstate(divide="ignore", over="ignore"):
+            return np.minimum(np.asarray(self.sky_prior, float) ** -2.0, HELD * self.sky_sky)
+
+    @cached_property
     def sky_data(self) -> np.ndarray:
         "Product of the whitened unit sky with the whitened image, [B]."
         return image_products(self.weight, self.target)
+
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010b
+@dataclass(frozen=True, eq=False)
+class Pixels(PSFTransforms, SkyProducts):
+    "Whitened images, inverse errors and PSFs of all bands."
+
+    target: np.ndarray  # data over noise, float32 [B, H, W]
+    weight: np.ndarray  # inverse errors, 0 for bad pixels, float32 [B, H, W]
+    psfs: tuple[PixelPSF, ...]
+    cubes: dict  # PSF transforms by period, filled as they are needed
+    profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
+    sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
+
+    @classmethod
+    def of(cls, problem: FitProblem) -> "Pixels":
+        "Gather the bands of a problem."
+        weight = np.sqrt(np.stack([band.invvar for band in problem.bands]))
+        target = np.stack([band.image for band in problem.bands]) * weight
+        psfs, prior = zip(*((band.psf, band.sky_prior) for band in problem.bands))
+        return cls(target, weight, psfs, {}, problem.options.profiles, np.array(prior, float))
+
+    def without(self, ignored) -> "Pixels":
+        "The same with no weight on the pixels in `ignored`, bool [H, W]."
+        target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
+        return replace(self, target=target, weight=weight)
 
     @cached_property
     def bands_seen(self) -> np.ndarray:
@@ -151,17 +170,21 @@ def largest_half(kind: int, theta, psf_radius: int) -> int:
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c026
 ENOUGH = 10_000  # pixels for a median
+ALLOWED = 3  # widths of its prior that the sky may be from 0
 
 
 def rough_sky(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    "Median sky and median inverse error of the good pixels of each band; 0 for a band without any."
+    """Median sky and median inverse error of the good pixels of each band; 0 for a band without any.
+
+    The sky is not further from 0 than its prior allows.
+    """
     step = max(1, int(np.ceil(np.sqrt(pixels.weight[0].size / ENOUGH))))
     sky, depth = np.zeros(len(pixels.weight)), np.zeros(len(pixels.weight))
     for b, (t, w) in enumerate(zip(pixels.target[:, ::step, ::step], pixels.weight[:, ::step, ::step])):
         good = w > 0
         if good.any():
             sky[b], depth[b] = np.median(t[good] / w[good]), np.median(w[good])
-    return sky, depth
+    return np.clip(sky, -ALLOWED * pixels.sky_prior, ALLOWED * pixels.sky_prior), depth
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c021
 def _signal_outside(template):

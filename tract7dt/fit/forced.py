@@ -28,12 +28,13 @@ def band_data(
     sigma: float | np.ndarray,  # noise of the sky, units of the image
     psf: PixelPSF | np.ndarray,  # or its stamp, odd and square
     gain: float,  # electrons per unit of the image; infinite for no photon noise
+    sky_prior: float = np.inf,  # width of a Gaussian prior on the sky around 0, units of the image
 ) -> BandData:
     "One band for the engine."
     image = np.asarray(image, float)
     invvar = inverse_variance(image, sigma)
     psf = psf if isinstance(psf, PixelPSF) else PixelPSF(np.asarray(psf, float))
-    return BandData(name, np.where(invvar > 0, image, 0.0), invvar, psf, gain)
+    return BandData(name, np.where(invvar > 0, image, 0.0), invvar, psf, gain, sky_prior)
 
 
 def require_bands(images: Mapping, others: Mapping[str, Mapping]) -> None:
@@ -51,18 +52,22 @@ def forced_photometry(
     sources: Sources,  # S sources: positions and shapes; all are held
     gains: Mapping[str, float] | None = None,  # electrons per image unit; None: no photon noise
     options: FitOptions | None = None,  # None: the defaults
+    sky_priors: Mapping[str, float] | None = None,  # widths of priors on the sky around 0; None: it is free
 ) -> FitResult:
     """Fluxes [S, B] of sources at given places with given shapes, with errors, in the order of `images`.
 
-    All sources and a constant sky in each band are solved for together: no light is counted twice.
+    All sources and a constant sky in each band are solved for together: no light is counted twice. A width of
+    0 in `sky_priors` holds the sky at 0: that of images whose sky was taken off.
 
     Raises
     ------
     ValueError
-        If images differ in shape, or `sigmas`, `psfs` or `gains` have other bands than `images`.
+        If images differ in shape, or one of the tables has other bands than `images`.
     """
-    gains = dict.fromkeys(images, np.inf) if gains is None else gains
-    require_bands(images, {"sigmas": sigmas, "psfs": psfs, "gains": gains})
-    bands = tuple(band_data(name, images[name], sigmas[name], psfs[name], gains[name]) for name in images)
+    infinite = dict.fromkeys(images, np.inf)
+    gains, sky_priors = (infinite if table is None else table for table in (gains, sky_priors))
+    tables = {"sigmas": sigmas, "psfs": psfs, "gains": gains, "sky_priors": sky_priors}
+    require_bands(images, tables)
+    bands = tuple(band_data(name, images[name], *(t[name] for t in tables.values())) for name in images)
     held = replace(sources, fix_position=True, fix_size=True, fix_shape=True, fix_n=True)
     return fit(FitProblem(bands, held, options or FitOptions()))

@@ -158,9 +158,10 @@ def linear_matrix(
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c025
 def linear_normal(plan, gram, sky_column) -> np.ndarray:
-    "Normal matrices of fluxes and sky with flux priors, [B, S + 1, S + 1]."
+    "Normal matrices of fluxes and sky with their priors, [B, S + 1, S + 1]."
     A = linear_matrix(plan, gram, sky_column, plan.pixels.sky_sky)
     np.einsum("bii->bi", A)[:, :-1] += plan.flux_info.T
+    A[:, -1, -1] += plan.pixels.sky_info
     return A
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c038
@@ -186,7 +187,7 @@ def _linear_gradient(
 ) -> np.ndarray:
     "Right-hand side of the linear system for what `linear` leaves over, [B, S + 1]."
     from_prior = plan.flux_info * (plan.flux_mean - linear[:, :-1].T)
-    sky = image_products(plan.pixels.weight, residual)
+    sky = image_products(plan.pixels.weight, residual) - plan.pixels.sky_info * linear[:, -1]
     return np.vstack([left_over[:, :, 0] + from_prior, sky]).T
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c035
@@ -233,7 +234,7 @@ class State:
     linear: np.ndarray  # fluxes and sky, [B, S + 1]
     residual: np.ndarray  # whitened data minus model, float32 [B, H, W]
     left_over: np.ndarray  # products of stacks and residual, [S, B, 7]
-    chi2: float  # with flux priors
+    chi2: float  # with priors on fluxes and sky
     linearised_at: np.ndarray  # parameters at which the derivatives in the stacks were made, [S, 6]
 
     @property
@@ -296,6 +297,7 @@ def solved(
     inverse = np.swapaxes(root, -1, -2) @ root
     linear, residual, left_over = best_linear(plan, stacks, normal, inverse, data_column)
     penalty = np.sum(plan.flux_info * (linear[:, :-1].T - plan.flux_mean) ** 2)
+    penalty += np.sum(plan.pixels.sky_info * linear[:, -1] ** 2)
     chi2 = float(image_products(residual, residual).sum() + penalty)
     at = theta if linearised_at is None else linearised_at
     columns = gram, sky_column, data_column

@@ -110,6 +110,32 @@ class NoiseModel:
         "The factor for effective areas, from its neighbours in ln area; beyond the ends that of the end."
         return np.interp(np.log(np.maximum(area, 1e-3)), np.log(self.area), self.factor)
 
+    def of_derivatives(self, area, order: int) -> np.ndarray:
+        "The same for first (`order` 1) and second derivatives (2) of templates with these effective areas."
+        if self.correlation is None:
+            square = np.asarray(self.factor, float) ** 2
+            rise = np.gradient(square, np.log(self.area)) if len(square) > 1 else 0 * square
+            share = np.maximum(1 - (1, 1.5)[order - 1] * rise / square, LEAST_SHARE)
+        else:
+            share = [_derivative_share(self.correlation, one, order) for one in self.area]
+        return self.at(area) * np.sqrt(np.interp(np.log(np.maximum(area, 1e-3)), np.log(self.area), share))
+
+# %% ../../nbs/06_fit/02_problem.ipynb #noise_share
+LEAST_SHARE = 0.1  # of the squared factor of a template that is left to its derivatives, at least
+
+
+def _derivative_share(correlation: np.ndarray, area: float, order: int) -> float:
+    """Squared factor of the derivatives of a Gaussian of an effective area over that of itself.
+
+    Averaged over the directions of the derivatives.
+    """
+    half = len(correlation) // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    u = np.pi * (x**2 + y**2) / area
+    own = np.sum(correlation * np.exp(-u))
+    other = np.sum(correlation * np.exp(-u) * (1 - u if order == 1 else 1 - 2 * u + u**2 / 2))
+    return float(max(other / own, LEAST_SHARE)) if own > 0 else 1.0
+
 # %% ../../nbs/06_fit/02_problem.ipynb #c016
 @dataclass(frozen=True, eq=False)
 class BandData:
@@ -135,6 +161,11 @@ class BandData:
         if not self.gain > 0:
             raise ValueError(
                 f"band {self.name}: gain is {self.gain}; it must be positive (infinite for no photon noise)"
+            )
+        if not (self.sky_prior >= 0 and 0 <= self.sky_error < np.inf):
+            raise ValueError(
+                f"band {self.name}: sky_prior is {self.sky_prior} and sky_error {self.sky_error}; "
+                "they must not be negative, and the error must be finite"
             )
         good = np.isfinite(image) & np.isfinite(invvar) & (invvar > 0)
         if not good.any():
@@ -337,6 +368,7 @@ class FitResult(FittedShapes):
     chi2_total: np.ndarray  # final chi-square of all good pixels without those in `ignored`, [B]
     iterations: int  # of the whole fit
     source_sky: np.ndarray  # the sky under each source, [S, B]
+    sky_free: np.ndarray | None = None  # the constant that a free sky would take, to first order, [B]
     ignored: np.ndarray | None = None  # pixels with light of sources that are not in the list, bool [H, W]
     subfields: int = 1  # into how many the field was cut (`FitOptions.max_group`)
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for

@@ -202,14 +202,16 @@ PER_SOURCE = (
 )
 
 # %% ../../nbs/06_fit/16_subfields.ipynb #c026
-def _mean_sky(subfields, results) -> tuple[np.ndarray, np.ndarray]:
-    """Sky and its error in each band from those of the subfields; NaN and infinite without data.
+def _mean_sky(subfields, results, name: str = "sky") -> tuple[np.ndarray, np.ndarray]:
+    """Sky (or another constant, `name`) and its error in each band from those of the subfields; NaN and
+    infinite without data.
 
     Each counts with its share of the frame.
     """
     share = np.array([np.prod(s.region.shape) / np.prod(s.window.shape) for s in subfields])[:, None]
     info = share / np.array([r.sky_err for r in results]) ** 2
-    sky, total = np.array([np.where(np.isfinite(r.sky), r.sky, 0) for r in results]), info.sum(axis=0)
+    given = np.array([getattr(r, name) for r in results])
+    sky, total = np.where(np.isfinite(given), given, 0), info.sum(axis=0)
     known = total > 0
     safe = np.where(known, total, 1)
     return np.where(known, np.sum(info * sky, axis=0) / safe, np.nan), np.where(
@@ -277,6 +279,7 @@ def join(
         **columns,
         sky=sky,
         sky_err=sky_err,
+        sky_free=_mean_sky(subfields, results, "sky_free")[0],
         at_bound=tuple(at_bound),
         model=model,
         subfields=len(subfields),

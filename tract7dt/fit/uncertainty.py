@@ -35,8 +35,8 @@ class Errors:
 
     flux, flux_cond [S, B]; sky [B]; parameters: covariance of the six parameters of each source [S, 6, 6].
     A flux without data has an infinite error. inflation [S, B]: how many times larger than the conditional
-    error the marginal one is for sky noise alone, 1 without data. flux_cov: covariance of each source's
-    fluxes [S, B, B], or None.
+    error the marginal one is for sky noise alone, 1 without data. sky_free [B]: the constant that a free sky
+    would take. flux_cov: covariance of each source's fluxes [S, B, B], or None.
     """
 
     flux: np.ndarray
@@ -44,14 +44,15 @@ class Errors:
     sky: np.ndarray
     parameters: np.ndarray
     inflation: np.ndarray
+    sky_free: np.ndarray
     flux_cov: np.ndarray | None = None
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c009
 def conditional_errors(outcome: Outcome) -> np.ndarray:
     "Errors of fluxes and sky with all else known, sky noise only, [B, S + 1]; infinite without a good pixel."
-    state = outcome.state
-    information = np.einsum("bmm->bm", linear_normal(outcome.plan, state.gram, state.sky_column)).copy()
-    from_priors = np.pad(outcome.plan.flux_info.T, ((0, 0), (0, 1)))
+    plan, state = outcome.plan, outcome.state
+    information = np.einsum("bmm->bm", linear_normal(plan, state.gram, state.sky_column)).copy()
+    from_priors = np.column_stack([plan.flux_info.T, plan.pixels.sky_info])
     seen = information > from_priors
     return np.where(seen, 1 / np.sqrt(np.where(seen, information, 1)), np.inf)
 
@@ -59,6 +60,9 @@ def conditional_errors(outcome: Outcome) -> np.ndarray:
 def excess_state(outcome: Outcome, excess) -> tuple[State, np.ndarray]:
     "The final state with blocks weighted by the excess variance, and the weighted sum of the sky, [B]."
     plan, state = outcome.plan, outcome.state
+    if not excess.any():
+        blocks = {"gram": np.zeros_like(state.gram), "sky_column": np.zeros_like(state.sky_column)}
+        return replace(state, **blocks), np.zeros(len(excess))
     heavy = [
         None if stack is None else stack * excess[f.window.slices][:, None]
         for stack, f in zip(state.stacks, plan.footprints)
@@ -77,12 +81,17 @@ def photon_terms(
     response,  # of fluxes and sky to the non-linear parameters (X), [B, S + 1, F]
     spread,  # `response @ covariance`, [B, S + 1, F]
     covariance,  # of the non-linear parameters for sky noise alone, [F, F]
+    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 7]; None: it is independent
 ) -> tuple[np.ndarray, np.ndarray]:
-    "What photons add to the variances of fluxes and sky [B, S + 1] and to the covariance of parameters."
-    if not excess.any():
+    """What photons, and noise that is not independent, add to the variances of fluxes and sky [B, S + 1] and
+    to the covariance of parameters.
+    """
+    if factors is None and not excess.any():
         return np.zeros(response.shape[:2]), np.zeros_like(covariance)
     plan, index, inverse = outcome.plan, outcome.quad.index, outcome.state.inverse
     heavy, sky_sky = excess_state(outcome, excess)
+    if factors is not None:
+        heavy, sky_sky = with_correlation(outcome, heavy, sky_sky, factors)
     linear = linear_matrix(plan, heavy.gram, heavy.sky_column, sky_sky)
     moved = linear @ response
     cross = coupling(plan, heavy, index).transpose(0, 2, 1) - moved
@@ -97,6 +106,95 @@ def _over_bands(one, two) -> np.ndarray:
     rows = one.shape[0] * one.shape[1]
     return one.reshape(rows, one.shape[2]).T @ two.reshape(rows, two.shape[2])
 
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #corr
+ORDER = np.array([0, 1, 1, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by shape and index
+
+
+def effective_areas(outcome: Outcome) -> np.ndarray:
+    "Effective areas of the whitened templates and, last, of the sky, pixels, [S + 1, B]; 1 without any."
+    state, weight = outcome.state, outcome.plan.pixels.weight
+    (i, j), out = outcome.plan.pairs.T, np.ones((len(state.stacks) + 1, len(weight)))
+    square = np.zeros((len(state.stacks), len(weight)))
+    square[i[i == j]] = state.gram[i == j, :, 0, 0]
+    total = np.array([np.zeros(len(weight)) if s is None else s[:, 0].sum(axis=(1, 2)) for s in state.stacks])
+    seen = square > 0
+    out[:-1][seen] = total[seen] ** 2 / square[seen]
+    out[-1] = np.count_nonzero(weight, axis=(1, 2))
+    return np.maximum(out, 1)
+
+
+def noise_factors(problem: FitProblem, outcome: Outcome) -> np.ndarray | None:
+    "How noise adds up over templates, derivatives and, last, the sky, [S + 1, B, 7]; None if independent."
+    if all(band.noise is None for band in problem.bands):
+        return None
+    areas = effective_areas(outcome)
+    out = np.ones((*areas.shape, 7))
+    for b, band in enumerate(problem.bands):
+        if band.noise is not None:
+            tables = [band.noise.at(areas[:, b])]
+            tables += [band.noise.of_derivatives(areas[:, b], order) for order in (1, 2)]
+            out[:, b] = np.array(tables)[ORDER].T
+    return out
+
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #corr2
+def with_correlation(
+    outcome: Outcome,  # how the fit of all ended
+    heavy: State,  # the final state with blocks of the photons' variance
+    sky_sky,  # of the photons' variance, [B]
+    factors,  # how noise adds up, [S + 1, B, 7]
+) -> tuple[State, np.ndarray]:
+    "Blocks and sum of the sky with what correlated noise of the sky has more than independent noise."
+    plan, state, own = outcome.plan, outcome.state, factors[:-1]
+    i, j = plan.pairs.T
+    gram = heavy.gram + state.gram * (own[i][..., None] * own[j][..., None, :] - 1)
+    of_sky = factors[-1, :, 0]
+    column = heavy.sky_column + state.sky_column * (own * of_sky[:, None] - 1)
+    return replace(heavy, gram=gram, sky_column=column), sky_sky + plan.pixels.sky_sky * (of_sky**2 - 1)
+
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #level
+def level_terms(
+    problem: FitProblem,  # with the errors of the levels, and the priors
+    outcome: Outcome,  # how the fit of all ended
+    response,  # of fluxes and sky to the non-linear parameters (X), [B, S + 1, F]
+    spread,  # `response @ covariance`, [B, S + 1, F]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far one sigma of each band's level moves fluxes and sky [B, S + 1, B] and parameters [B, F].
+
+    The last index of the former, and the first of the latter, is the band whose level is off.
+    """
+    inverse, info = outcome.state.inverse, outcome.plan.pixels.sky_info
+    error, prior = np.array([(band.sky_error, band.sky_prior) for band in problem.bands]).T
+    push = info * np.sqrt(np.where(error > prior, error**2 - np.where(error > prior, prior, 0) ** 2, 0))
+    moved = response @ spread[:, -1].T
+    moved[np.arange(len(push)), :, np.arange(len(push))] += inverse[:, :, -1]
+    return -moved * push, spread[:, -1] * push[:, None]
+
+
+MEASURABLE = 1e-3  # share of what the pixels know of the sky that is left when all else is free, at least
+
+
+def free_sky(outcome: Outcome, response, spread) -> np.ndarray:
+    "The constant that each band's sky would take if it had no prior, to first order, [B]."
+    pixels, state = outcome.plan.pixels, outcome.state
+    own = state.inverse[:, -1, -1]
+    through_shapes = np.sum(spread[:, -1] * response[:, -1], axis=1)
+    known = pixels.sky_sky + np.sum(state.sky_column[:, :, 0].T * state.inverse[:, :-1, -1], axis=1) / own
+    known = known - through_shapes / (own * (own + through_shapes))
+    enough = (pixels.sky_info > 0) & (known > MEASURABLE * pixels.sky_sky)
+    return state.sky + np.where(enough, pixels.sky_info * state.sky / np.where(enough, known, 1), 0)
+
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #total
+def total_errors(
+    variance,  # of fluxes and sky for independent noise of the sky, [B, S + 1]
+    added,  # what photons and correlation add to it, [B, S + 1]
+    conditional,  # conditional errors, [B, S + 1]
+    factors,  # how noise adds up, [S + 1, B, 7], or None
+) -> np.ndarray:
+    "Marginal errors of fluxes and sky, [B, S + 1], not below what the conditional ones allow."
+    if factors is None:
+        return np.sqrt(np.maximum(variance + np.maximum(added, 0), conditional**2))
+    return np.sqrt(np.maximum(variance + added, (conditional * factors[:, :, 0].T) ** 2))
+
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c014
 def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
     "All errors at the final state; `excess` is the photon variance over that of the sky [B, H, W]."
@@ -106,16 +204,22 @@ def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
     conditional = conditional_errors(outcome)
     spread = response @ covariance
     variance = np.einsum("bmm->bm", state.inverse) + np.sum(spread * response, axis=2)
-    added_variance, added = photon_terms(outcome, excess, response, spread, covariance)
-    marginal = np.sqrt(np.maximum(variance + np.maximum(added_variance, 0), conditional**2))
+    factors = noise_factors(problem, outcome)
+    added_variance, added = photon_terms(outcome, excess, response, spread, covariance, factors)
+    moved, shifted = level_terms(problem, outcome, response, spread)
+    marginal = total_errors(variance, added_variance, conditional, factors)
+    marginal = np.sqrt(marginal**2 + np.sum(moved**2, axis=2))
     inflation = np.where(np.isfinite(conditional), np.sqrt(variance) / conditional, 1)[:, :S].T
-    blocks, shared = quad.own_blocks(covariance + added, S), None
+    blocks, shared = quad.own_blocks(covariance + added + shifted.T @ shifted, S), None
     if problem.options.covariance:
-        shared = flux_covariance(response, covariance + added, marginal[:, :S])
-    return Errors(marginal[:, :S].T, conditional[:, :S].T, marginal[:, S], blocks, inflation, shared)
+        shared = flux_covariance(response, covariance + added, marginal[:, :S], moved[:, :S])
+    sky_free = free_sky(outcome, response, spread)
+    return Errors(
+        marginal[:, :S].T, conditional[:, :S].T, marginal[:, S], blocks, inflation, sky_free, shared
+    )
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c016
-def flux_covariance(response, covariance, marginal) -> np.ndarray:
+def flux_covariance(response, covariance, marginal, moved) -> np.ndarray:
     """Covariance between the bands of each source's fluxes.
 
     Parameters
@@ -126,6 +230,8 @@ def flux_covariance(response, covariance, marginal) -> np.ndarray:
         Covariance of these, photon noise included.
     marginal : array [B, S]
         Marginal errors.
+    moved : array [B, S, B]
+        How far the fluxes are moved by an error of each band's level.
 
     Returns
     -------
@@ -133,7 +239,7 @@ def flux_covariance(response, covariance, marginal) -> np.ndarray:
         NaN in rows and columns of bands without data, infinite on their diagonal.
     """
     own = response[:, :-1].transpose(1, 0, 2)
-    out = own @ covariance @ own.transpose(0, 2, 1)
+    out = own @ covariance @ own.transpose(0, 2, 1) + np.einsum("bsc,dsc->sbd", moved, moved)
     missing = ~np.isfinite(marginal.T)
     out[missing[:, :, None] | missing[:, None, :]] = np.nan
     np.einsum("sbb->sb", out)[...] = marginal.T**2

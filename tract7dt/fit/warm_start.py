@@ -22,6 +22,13 @@ from .steps import clip_to_limits, clip_to_trust_region, newton_step, prior_pena
 HALF = MIN_HALF  # half size of the small stamps, pixels
 PERIOD = PERIODS[0]  # Fourier period they are rendered with, pixels
 
+# %% ../../nbs/06_fit/13_warm_start.ipynb #c007p
+def mean_prior(pixels: Pixels) -> np.ndarray:
+    "Width of the prior on the sky of the mean image, [1]: infinite if the sky of any band is free."
+    share = pixels.sky_sky / max(pixels.sky_sky.sum(), np.finfo(float).tiny)
+    used = share > 0
+    return np.sqrt(np.sum((share * np.where(used, pixels.sky_prior, 0)) ** 2, keepdims=True))
+
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c008
 def mean_pixels(pixels: Pixels) -> Pixels:
     """The mean of all bands as the only band, with a border of `HALF` pixels without weight and the mean PSF.
@@ -42,6 +49,7 @@ def mean_pixels(pixels: Pixels) -> Pixels:
         weight=np.pad(weight, HALF)[None],
         psfs=(pixels.mean_psf,),
         cubes={},
+        sky_prior=mean_prior(pixels),
     )
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c011

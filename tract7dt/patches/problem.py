@@ -115,11 +115,37 @@ def with_saturation(payload: Payload, psfs: dict[str, PatchPSF]) -> Payload:
 
     return replace(payload, bands=tuple(marked(cut) for cut in payload.bands))
 
+# %% ../../nbs/07_patches/02_problem.ipynb #sky
+SKY_PRIOR_SIGMAS = 0.0015  # width of the prior on a patch's constant after a map, in noise of a pixel
+
+
+def sky_prior(cut: BandCut, choice: str) -> float:
+    "Width of the prior on the sky of a band, scaled counts; `choice` is `patch_run.sky`."
+    good = cut.mask == 0
+    if cut.sky is None or choice == "free" or not good.any():
+        return np.inf
+    sigma = np.median(np.broadcast_to(cut.sky_sigma, good.shape)[good])
+    return SKY_PRIOR_SIGMAS * float(sigma) if choice == "prior" else 0.0
+
 # %% ../../nbs/07_patches/02_problem.ipynb #c010b
+def band_data(cut: BandCut, psf: PixelPSF, choice: str) -> BandData:
+    "A band of a payload for the engine; `choice` is `patch_run.sky`."
+    return BandData(
+        cut.name,
+        cut.image,
+        cut.invvar,
+        psf,
+        cut.gain,
+        sky_prior=sky_prior(cut, choice),
+        sky_error=0.0 if cut.sky is None else cut.sky.error,
+        noise=cut.noise,
+    )
+
+
 def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
     "The fit of a payload as plain arrays."
     bands = tuple(
-        BandData(cut.name, cut.image, cut.invvar, pixel_psf(psfs[cut.name], payload.patch), cut.gain)
+        band_data(cut, pixel_psf(psfs[cut.name], payload.patch), cfg.patch_run.sky)
         for cut in with_saturation(payload, psfs).bands
     )
     return FitProblem(bands, fit_sources(payload, cfg), fit_options(cfg.patch_run))

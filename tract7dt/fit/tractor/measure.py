@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
-from ..footprints import MAX_HALF
+from ..footprints import HELD, MAX_HALF
 from ..linalg import inverse_spd
 from ..render import L, N
 from ..shapes import soft_jacobian
 from ..steps import DAMPING_FLOOR
-from .scene import Scene, read_values
+from .scene import Scene, read_values, sky_is_held
 
 # %% ../../../nbs/06_fit/20_tractor_measure.ipynb #c005
 def _entries(patch: Any, scene: Scene, weight) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ class Normal:
     The order is: six parameters of each of K sources, then for each band K fluxes and the sky. matrix,
     excess [P, P]: information, and what photon noise adds to the variance of the score; data: information
     of the pixels alone [P]; score [P]: derivative of ln p; free: bool [P]; gram [B, K, K]: products of
-    templates.
+    templates; level [P]: what an error of a subtracted level pulls at the sky of its band.
     """
 
     matrix: np.ndarray
@@ -80,6 +80,7 @@ class Normal:
     free: np.ndarray
     gram: np.ndarray
     count: int
+    level: np.ndarray
 
     def linear(self, b: int) -> slice:
         "Where the fluxes and the sky of band `b` are."
@@ -95,6 +96,19 @@ class Normal:
 def excess_variance(band, model, sky: float) -> np.ndarray:
     "Photon variance of the light of a model in units of the sky variance, flat."
     return (np.maximum(model - sky, 0) * band.invvar / band.gain).ravel().astype(float)
+
+# %% ../../../nbs/06_fit/20_tractor_measure.ipynb #corr
+def correlated(A, band, count: int) -> np.ndarray:
+    "What noise that is not independent adds to the covariance of the score of one band, [7 K + 1] squared."
+    product = (A.T @ A).toarray()
+    if band.noise is None:
+        return 0 * product
+    total, square = np.asarray(A.sum(axis=0)).ravel(), np.diag(product)
+    area = np.maximum(total**2 / np.where(square > 0, square, 1), 1)[6 * count :]
+    slopes, shapes = (band.noise.of_derivatives(area[:count], order) for order in (1, 2))
+    of_sources = np.column_stack([slopes, slopes, shapes, shapes, shapes, shapes]).ravel()
+    factor = np.append(of_sources, band.noise.at(area))
+    return product * (np.outer(factor, factor) - 1)
 
 # %% ../../../nbs/06_fit/20_tractor_measure.ipynb #c010
 def normal_equations(
@@ -115,13 +129,14 @@ def normal_equations(
         free=np.concatenate([scene.free.ravel(), np.ones(size - 6 * count, bool)]),
         gram=np.zeros((bands, count, count)),
         count=count,
+        level=np.zeros(size),
     )
     for b, (band, model) in enumerate(zip(scene.problem.bands, models)):
         A, where = design(scene, b), np.r_[0 : 6 * count, out.linear(b)]
         here, photons = np.ix_(where, where), excess_variance(band, model, sky[b])[:, None]
         residual = ((band.image - model) * np.sqrt(band.invvar)).ravel().astype(float)
         out.matrix[here] += (A.T @ A).toarray()
-        out.excess[here] += (A.T @ A.multiply(photons).tocsr()).toarray()
+        out.excess[here] += (A.T @ A.multiply(photons).tocsr()).toarray() + correlated(A, band, count)
         out.score[where] += A.T @ residual
         out.gram[b] = out.matrix[out.linear(b), out.linear(b)][:count, :count]
     out.data[:] = np.diag(out.matrix)
@@ -135,11 +150,14 @@ def add_prior_information(
     values,  # parameters of the sources, [K, 6]
     fluxes,  # [K, B]
 ) -> None:
-    "Add the Gaussian priors to `matrix` and `score`."
+    "Add the Gaussian priors to `matrix` and `score`, and a held sky to `matrix` and `level`."
     sky = np.zeros((1, len(scene.problem.bands)))
     widths = np.append(scene.sigmas, np.vstack([scene.flux_sigma, sky + np.inf]).T)
     off = np.append(scene.values - values, np.vstack([scene.flux_mean - fluxes, sky]).T)
-    information = widths**-2.0
+    information, skies = widths**-2.0, 6 * normal.count + np.arange(1, sky.size + 1) * (normal.count + 1) - 1
+    held = HELD * normal.data[skies] * [sky_is_held(band) for band in scene.problem.bands]
+    information[skies] = held
+    normal.level[skies] = held * [band.sky_error for band in scene.problem.bands]
     normal.matrix[np.diag_indices(len(widths))] += information
     normal.score[:] += information * off
 
@@ -180,6 +198,8 @@ def measure_errors(normal: Normal, use) -> Errors:
     inverse = inverse_spd(normal.matrix[part])
     covariance[part] = inverse + inverse @ normal.excess[part] @ inverse
     sky_alone[use] = np.sqrt(np.diag(inverse))
+    moved = inverse * normal.level[use]
+    covariance[part] += moved @ moved.T
     information = np.diag(normal.matrix)
     conditional = 1 / np.sqrt(np.where(information > 0, information, 1))
     marginal = np.maximum(np.sqrt(np.diag(covariance)), conditional)

@@ -309,6 +309,11 @@ def _flat_wcs(tractor: Any, margin: Margin, mended: bool):
     wcs.mended = mended
     return wcs
 
+# %% ../../../nbs/06_fit/19_tractor_scene.ipynb #held
+def sky_is_held(band) -> bool:
+    "Whether the prior on the sky of a band is narrower than the error of a free constant."
+    return bool(band.sky_prior**2 * np.sum(band.invvar, dtype=float) < 1)
+
 # %% ../../../nbs/06_fit/19_tractor_scene.ipynb #c043
 def tractor_image(
     tractor: Any,  # Tractor's classes
@@ -317,7 +322,7 @@ def tractor_image(
     margin: Margin,  # to add
     mended: bool,  # whether derivatives by position are right
 ):
-    "One band as a Tractor image; only its sky can be fitted."
+    "One band as a Tractor image; only its sky can be fitted, or nothing where a prior holds the sky."
     band, (height, width) = problem.bands[b], problem.shape
     psf = tractor.PixelizedPSF(native_stamp(band.psf, ((width - 1) / 2, (height - 1) / 2)))
     image = tractor.Image(
@@ -329,7 +334,7 @@ def tractor_image(
         photocal=tractor.FluxesPhotoCal(f"b{b}"),
         name=band.name,
     )
-    image.freezeAllBut("sky")
+    image.freezeAllBut(*(() if sky_is_held(band) else ("sky",)))
     return image
 
 # %% ../../../nbs/06_fit/19_tractor_scene.ipynb #c044
