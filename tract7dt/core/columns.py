@@ -145,6 +145,8 @@ _FLUX_COLUMNS = _columns(
         "sky at the source in {band}: the map that was taken off and the constant fitted in its patch",
     ),
 )
+
+# %% ../../nbs/00_core/06_columns.ipynb #c008q
 _QUALITY_COLUMNS = _columns(
     (
         "chi2_{band}_fit",

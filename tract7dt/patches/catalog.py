@@ -162,7 +162,11 @@ def source_bits(
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #mask_code3
 def mask_bits(
-    payload: Payload, bands: list[str], psfs: dict, kind: np.ndarray, result: FitResult
+    payload: Payload,  # with the bits of its bands
+    bands: list[str],  # names of those of the result
+    psfs: dict,  # `PatchPSF` by band
+    kind: np.ndarray,  # `Kind` of all sources, [S]
+    result: FitResult,  # positions and shapes
 ) -> np.ndarray:
     "The bits in the cores of all sources in `bands`, those of `result`, int64 [S, B]."
     cuts = {cut.name: cut for cut in payload.bands if cut.bits is not None and cut.name in bands}
@@ -180,9 +184,14 @@ def mask_bits(
         found[s, columns] = source_bits([cut.bits for cut in cuts.values()], int(kind[s]), theta[s], pixels)
     return found
 
-
-def mask_columns(payload: Payload, psfs: dict, kind: np.ndarray, results: Sequence[FitResult]) -> dict:
-    "`mask_{band}` of all bands; `results`: one for all bands, or one for each."
+# %% ../../nbs/07_patches/03_catalog.ipynb #mask_code4
+def mask_columns(
+    payload: Payload,  # with the bits of its bands
+    psfs: dict,  # `PatchPSF` by band
+    kind: np.ndarray,  # `Kind` of all sources, [S]
+    results: Sequence[FitResult],  # one for all bands, or one for each
+) -> dict:
+    "`mask_{band}` of all bands."
     names = [cut.name for cut in payload.bands]
     groups = [names] if len(results) == 1 else [[name] for name in names]
     return {
