@@ -38,6 +38,7 @@ from ..inputs.keywords import Facts
 from ..patches.geometry import Patch
 from .merge import is_as_written, read_catalog
 from ..tile.load import calibrate_weights
+from ..tile.sky import with_saved_sky
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -168,11 +169,12 @@ def listed_bands(layout: Layout) -> list[str]:
 
 # %% ../../nbs/08_results/03_finished.ipynb #open_bands
 def open_bands(cfg: Config) -> tuple[Band, ...]:
-    "All bands of a configuration; pixels are read where noise or weights need it."
+    "All bands of a configuration, calibrated, with the sky that its run took off them."
     problems = Problems()
     bands = read_bands(cfg, problems)
     problems.raise_if_any()
-    return calibrate_weights(bands, cfg.inputs.weight_type)
+    bands = calibrate_weights(bands, cfg.inputs.weight_type)
+    return tuple(with_saved_sky(band, Layout.of(cfg.outputs)) for band in bands)
 
 # %% ../../nbs/08_results/03_finished.ipynb #bright_pixels
 def read_bright_mask(layout: Layout, shape: tuple[int, int]) -> np.ndarray:
@@ -442,4 +444,5 @@ def open_band(run: FinishedRun, name: str) -> Band:
     problems.raise_if_any()
     assert band is not None, "a band that cannot be read is a problem, which was raised"
     band = replace(band, crop=working_box(band.shape, run.cfg.crop, problems))
-    return calibrate_weights([band], run.cfg.inputs.weight_type)[0]
+    band = calibrate_weights([band], run.cfg.inputs.weight_type)[0]
+    return with_saved_sky(band, run.layout)

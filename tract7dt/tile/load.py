@@ -29,6 +29,7 @@ from ..inputs.noise import measured_noise
 from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
 from .noise import with_noise
+from .registration import with_registration
 from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile, share_lines
@@ -169,8 +170,9 @@ def warn_of_coarse(bands, problems: Problems) -> None:
     for band in bands:
         sample = sky_sample(band.source)
         if sample.is_coarse:
+            step = max(sample.step, sample.grain)
             problems.warn(
-                f"{band.path}: counts come in steps of {sample.step:g}, the noise is {sample.noise:.2g}: "
+                f"{band.path}: counts come in steps of {step:.3g}, the noise is {sample.noise:.2g}: "
                 "blocks of equal pixels are taken for data; where there is none, write NaN, BLANK or a "
                 "weight of 0"
             )
@@ -236,7 +238,7 @@ def load_inputs(cfg) -> Tile:
         catalog.has_ids,
         **data_shares(stack),
     )
-    return with_noise(measure_sky(tile, cfg), cfg)
+    return with_registration(with_noise(measure_sky(tile, cfg), cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
