@@ -138,7 +138,12 @@ _FLUX_COLUMNS = _columns(
         "scaled counts",
         "error of the flux in {band} with everything else held fixed, sky noise only; comparable with 0.7.0",
     ),
-    ("sky_{band}_fit", "float", "scaled counts/pix", "fitted sky of the source's patch in {band}"),
+    (
+        "sky_{band}_fit",
+        "float",
+        "scaled counts/pix",
+        "sky at the source in {band}: the map that was taken off and the constant fitted in its patch",
+    ),
 )
 _QUALITY_COLUMNS = _columns(
     (
