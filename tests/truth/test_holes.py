@@ -68,7 +68,8 @@ def test_it_is_as_absent_as_nan(made, name):
     for ours, expected in zip(made[name].payloads, made["nan"].payloads):
         for cut, other in zip(ours.bands, expected.bands):
             assert np.array_equal(cut.mask, other.mask)
-            assert cut.name == BAND and name == "dither" or np.array_equal(cut.image, other.image)
+            if name != "dither":  # which has other pixels, and with them another sky
+                assert np.array_equal(cut.image, other.image)
 
 
 def test_sources_in_it_have_no_flux_and_say_why(made):
