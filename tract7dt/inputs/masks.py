@@ -254,17 +254,21 @@ def find_mask(
         planes = named(found)
         if {"NGEOM", "NUSED"} <= set(planes) and extension is None:
             mask = count_mask(planes, inputs.mask_reject)
-            shapes = {image.shape for _, image in mask.planes}
+            images = [image for _, image in mask.planes]
         else:
             mask = bit_mask(*chosen(path, found, extension, hdu), inputs.mask_reject, inputs.preset)
-            shapes = {mask.image.shape}
+            images = [mask.image]
     except UserError as failure:
         problems.error(
             f"{source.path}: mask (inputs.mask_suffix = {inputs.mask_suffix!r}): {failure}; correct it, or "
             "set the key to null"
         )
         return None
-    for shape in shapes - {source.shape}:
+    if source in images:
+        problems.error(
+            f"{path}: inputs.mask_suffix = {inputs.mask_suffix!r} leads to the image itself; correct the key"
+        )
+    for shape in {image.shape for image in images} - {source.shape}:
         problems.error(
             f"{path}: shape {shape} differs from {source.shape} of {source.path}; the mask must lie on the "
             "image's grid"

@@ -59,7 +59,7 @@ class SkySample:
         return top if np.isfinite(top) else np.inf
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c006g
-USUAL_GRAIN = 0.9  # quantile of the quantisation steps of an image's tiles
+LARGEST_GRAIN = 1.5  # of the steps of an image's tiles over their median; more is a tile with a bright star
 
 
 def dither_grain(image: FitsImage) -> float:
@@ -77,7 +77,7 @@ def dither_grain(image: FitsImage) -> float:
             image.path, failure, f"cannot read its tiles ({failure}); make the file again"
         ) from failure
     steps = steps[np.isfinite(steps) & (steps > 0)]
-    return float(np.quantile(steps, USUAL_GRAIN)) if steps.size else 0.0
+    return float(min(steps.max(), LARGEST_GRAIN * np.median(steps))) if steps.size else 0.0
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c007
 def sample_rows(image: FitsImage) -> np.ndarray:
