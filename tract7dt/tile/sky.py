@@ -308,7 +308,7 @@ def sums(values: np.ndarray) -> np.ndarray:
         values = np.pad(values, ((0, height % 2), (0, width % 2)))
     return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c022a
 def cells_of(white: np.ndarray, sigma: np.ndarray) -> Cells:
     "Cells of 2 x 2 pixels of a stack and its noise."
     if np.isfinite(sigma).all():
@@ -341,7 +341,7 @@ def significance(cells: Cells, level: np.ndarray, width: float) -> np.ndarray:
     noise = np.where(seen, cells.noise, np.float32(1)) * np.float32(kernel_norm(width))
     return gaussian_filter(above, width, mode="constant", truncate=3) / noise
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c023a
 def quiet_noise(significant: np.ndarray, seen: np.ndarray, step: int) -> float:
     "The scatter of S/N below its median in the quiet boxes of `step` cells."
     mesh = Mesh(significant.shape, step)
@@ -512,7 +512,10 @@ def sky_map(band: Band, sources: np.ndarray) -> SkyMap | None:
     left = follow(read, Mesh(band.crop.shape), rows_read(sources))
     if left is None or band.sky is None:
         return left or band.sky
-    return replace(left, nodes=left.nodes + band.sky.nodes)
+    y, x = (
+        (np.arange(k) + 0.5) * STEP - 0.5 + start for k, start in zip(left.nodes.shape, (left.y0, left.x0))
+    )
+    return replace(left, nodes=left.nodes + band.sky.at(x[None, :], y[:, None]))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c033
 HIGH = 0.3  # level of a band, in its noise, from which its gaps are seen in the stack
