@@ -37,6 +37,8 @@ from ..tile.load import load_inputs
 from ..tile.noise import write_noise
 from ..tile.sky import write_skies
 from ..tile.tile import Tile, TileState, load_state, save_state, write_wcs
+
+# %% ../../nbs/10_pipeline/07_stages.ipynb #imports_workdir
 from ..workdir.layout import Layout
 from tract7dt.workdir.manifest import (
     Manifest,

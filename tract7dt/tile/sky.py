@@ -158,8 +158,9 @@ AROUND = 5  # boxes, side of the neighbourhood
 
 def differences(count: int, order: int) -> sparse.spmatrix:
     "Differences of first or second order along an axis, [count - order, count]."
-    weights = {1: (-1, 1), 2: (1, -2, 1)}[order]
-    size = max(count - order, 0)
+    weights, size = {1: (-1, 1), 2: (1, -2, 1)}[order], count - order
+    if size <= 0:
+        return sparse.csr_matrix((0, count))
     return sparse.diags([np.full(size, float(w)) for w in weights], range(order + 1), shape=(size, count))
 
 
@@ -308,7 +309,7 @@ def sums(values: np.ndarray) -> np.ndarray:
         values = np.pad(values, ((0, height % 2), (0, width % 2)))
     return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c022a
 def cells_of(white: np.ndarray, sigma: np.ndarray) -> Cells:
     "Cells of 2 x 2 pixels of a stack and its noise."
     if np.isfinite(sigma).all():
@@ -341,7 +342,7 @@ def significance(cells: Cells, level: np.ndarray, width: float) -> np.ndarray:
     noise = np.where(seen, cells.noise, np.float32(1)) * np.float32(kernel_norm(width))
     return gaussian_filter(above, width, mode="constant", truncate=3) / noise
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c023a
 def quiet_noise(significant: np.ndarray, seen: np.ndarray, step: int) -> float:
     "The scatter of S/N below its median in the quiet boxes of `step` cells."
     mesh = Mesh(significant.shape, step)
@@ -512,13 +513,12 @@ def sky_map(band: Band, sources: np.ndarray) -> SkyMap | None:
     left = follow(read, Mesh(band.crop.shape), rows_read(sources))
     if left is None or band.sky is None:
         return left or band.sky
-    return replace(left, nodes=left.nodes + band.sky.nodes)
+    y, x = (
+        (np.arange(k) + 0.5) * STEP - 0.5 + start for k, start in zip(left.nodes.shape, (left.y0, left.x0))
+    )
+    return replace(left, nodes=left.nodes + band.sky.at(x[None, :], y[:, None]))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c033
-HIGH = 0.3  # level of a band, in its noise, from which its gaps are seen in the stack
-UNEVEN = 0.02  # relative variation of the noise of the stack from which it counts as uneven
-
-
 def without_sky(white: np.ndarray, sky: SkyMap | None, workers: int) -> np.ndarray:
     "The white stack without its own sky."
     if sky is None:
@@ -532,14 +532,35 @@ def without_sky(white: np.ndarray, sky: SkyMap | None, workers: int) -> np.ndarr
         list(pool.map(fill, strips(white.shape)))
     return flat
 
+# %% ../../nbs/04_tile/08_sky.ipynb #c033a
+HIGH = 0.3  # level of a band, in its noise, from which its gaps are seen in the stack
+UNEVEN = 0.02  # relative variation of the noise of the stack from which it counts as uneven
+WIDE = 256  # pixels, side of the boxes of a rough level
+FEW_ROWS = 16  # of these that are read
 
-def makes_steps(tile: Tile) -> bool:
-    "Whether levels of bands may be seen as steps of the stack."
+
+def rough_sky(band: Band) -> SkyMap | None:
+    "About the level of a band, sources and all."
+
+    def read(box: Box) -> tuple[np.ndarray, np.ndarray]:
+        pixels = band.read(box)
+        return pixels.image, pixels.good
+
+    return follow(read, Mesh(band.crop.shape, WIDE), FEW_ROWS, STIFF)
+
+
+def without_steps(tile: Tile, cfg) -> Tile:
+    "The tile, with a new stack of bands without their rough levels where these would make steps in it."
     noise = tile.white_sigma[::8, ::8]
-    low, high = noise.min(initial=np.inf), noise.max(initial=0)
-    return bool(high > low * (1 + UNEVEN)) and any(
-        band.sky is not None and np.abs(band.sky.nodes).max() > HIGH * band.sky_sigma for band in tile.bands
-    )
+    if noise.max(initial=0) <= noise.min(initial=np.inf) * (1 + UNEVEN):
+        return tile
+    with ThreadPoolExecutor(prepare_workers(cfg.performance, len(tile.bands))) as pool:
+        skies = list(pool.map(rough_sky, tile.bands))
+    if all(sky is None or np.abs(sky.nodes).max() < HIGH * b.sky_sigma for b, sky in zip(tile.bands, skies)):
+        return tile
+    bands = tuple(replace(band, sky=sky) for band, sky in zip(tile.bands, skies))
+    stack = stack_bands(bands, stack_workers(cfg.performance, tile.shape))
+    return replace(tile, bands=bands, white=stack.white)
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c034
 def with_maps(tile: Tile, workers: int) -> Tile:
@@ -559,10 +580,7 @@ def measure_sky(tile: Tile, cfg) -> Tile:
     if cfg.patch_run.sky == "free":
         return tile
     workers = prepare_workers(cfg.performance, len(tile.bands))
-    flat = with_maps(tile, workers)
-    if makes_steps(flat):
-        stack = stack_bands(flat.bands, stack_workers(cfg.performance, tile.shape))
-        flat = with_maps(replace(flat, white=stack.white), workers)
+    flat = with_maps(without_steps(tile, cfg), workers)
     for line in sky_lines(flat):
         log.info(line)
     return flat
@@ -596,12 +614,12 @@ def write_skies(tile: Tile, layout: Layout) -> None:
             continue
         image = fits.PrimaryHDU(np.asarray(band.sky.nodes, float))
         image.header["FILTER"] = band.name, "band"
-        image.header["BUNIT"] = "count", "scaled counts per pixel of the image"
-        image.header["STEP"] = band.sky.step, "pixels from one level to the next"
-        image.header["X0"] = band.sky.x0, "left edge of the first box, pixels from the corner"
-        image.header["Y0"] = band.sky.y0, "lower edge of the first box, pixels from the corner"
+        image.header["BUNIT"] = "count", "scaled counts per pixel"
+        image.header["STEP"] = band.sky.step, "pixels between levels"
+        image.header["X0"] = band.sky.x0, "left edge of the first box, pixels"
+        image.header["Y0"] = band.sky.y0, "lower edge of the first box, pixels"
         image.header["ERROR"] = band.sky.error, "1-sigma error of a level"
-        image.header["SKYSIGMA"] = band.sky_sigma, "noise of a pixel, scaled counts"
+        image.header["SKYSIGMA"] = band.sky_sigma, "noise of a pixel"
         with atomic_path(layout.sky_map(band.name)) as path:
             image.writeto(path)
 
