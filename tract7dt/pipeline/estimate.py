@@ -14,6 +14,7 @@ from ..core.resources import worker_count
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
 from ..tile.noise import factors_of, stated_by
+from ..tile.sky import sky_lines
 from ..tile.tile import Tile, share_lines
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025
@@ -98,7 +99,7 @@ def report(
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:",
         *bands,
-        *(f"  {line}" for line in share_lines(tile.bands, tile.no_data, tile.rejected)),
+        *(f"  {line}" for line in (*share_lines(tile.bands, tile.no_data, tile.rejected), *sky_lines(tile))),
         *noise_lines(tile, widths),
         *registration_lines(tile),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
