@@ -2,7 +2,7 @@
 
 Positions are held, so the fluxes are noise alone, and their scatter over FLUXERR must be 1 in every band.
 PSFs, sky and noise are those of a run with the configuration; pixels of sources are left out. `factor` is how
-much larger a star's error is than that of independent pixels, `width_white` what the scatter would be without.
+much larger a star's error is than that of independent pixels, `width_white` what the scatter were without it.
 """
 
 import argparse

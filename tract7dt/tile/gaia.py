@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.geometry import Box, match_one_to_one, to_pixels
+from ..core.geometry import Box, match_one_to_one, to_pixels, to_sky
 from ..core.writing import write_csv
 from ..inputs.catalog import restore_spelling
 from ..inputs.gaia_table import gaia_stars
 from .exclusion import exclusion, near_saturation
+from .registration import measure_offset
 from .tile import Tile
 from ..workdir.layout import Layout
 
@@ -171,6 +172,35 @@ def _nullable(dtype):
     "A type that can hold a missing value."
     return {"i": "Int64", "b": "boolean"}.get(dtype.kind, dtype)
 
+# %% ../../nbs/04_tile/06_gaia.ipynb #c018m
+SAME_PLACE = 1e-3  # pixels
+
+
+def on_images(tile: Tile, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Positions of stars on the frame, moved onto the sources of the images where those of the catalog may be."
+    if tile.registration is None:
+        return x, y
+    found = measure_offset(tile.registration.bright, x, y, tile.shape)
+    log.info("Gaia stars against images: %s", found.text)
+    dx, dy = found.shift(x, y)
+    return (x + dx, y + dy) if found.applied else (x, y)
+
+
+def where_moved(
+    table: pd.DataFrame,  # with positions on the sky
+    names: tuple[str, str],  # of their columns, degrees
+    wcs,  # of the working frame
+    places: tuple,  # (x, y) on the frame, pixels
+) -> pd.DataFrame:
+    """The table with the coordinates of places on the frame.
+
+    Unchanged where these are its own.
+    """
+    own = to_pixels(wcs, *(table[name] for name in names))
+    if np.nanmax(np.abs(np.subtract(own, places)), initial=0) < SAME_PLACE:
+        return table
+    return table.assign(**dict(zip(names, to_sky(wcs, *(np.asarray(v, float) for v in places)))))
+
 # %% ../../nbs/04_tile/06_gaia.ipynb #c018
 @dataclass(frozen=True)
 class Selection:
@@ -181,13 +211,21 @@ class Selection:
     x: np.ndarray  # their columns in the working frame, pixels
     y: np.ndarray  # their rows, pixels
 
+# %% ../../nbs/04_tile/06_gaia.ipynb #c018w
+def where_both_are(tile: Tile, selection: Selection) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Catalog and stars with coordinates of where they lie on the images, for the match."
+    moved = tile.registration is not None and tile.registration.applied
+    places = tile.catalog["x_pix_white"], tile.catalog["y_pix_white"]
+    catalog = where_moved(tile.catalog, ("RA", "DEC"), tile.wcs, places) if moved else tile.catalog
+    return catalog, where_moved(selection.stars, ("ra", "dec"), tile.wcs, (selection.x, selection.y))
+
 # %% ../../nbs/04_tile/06_gaia.ipynb #c018s
 def select_stars(table: pd.DataFrame, tile: Tile, zp) -> Selection:
     "Stars of the table within the magnitude range and the selection box; a warning when there is none."
     sources = tile.catalog[tile.active]
     box = selection_box(tile.shape, sources["x_pix_white"], sources["y_pix_white"], zp.min_box_size_pix)
     bright = table[table["phot_g_mean_mag"].between(zp.gaia_mag_min, zp.gaia_mag_max)]
-    x, y = to_pixels(tile.wcs, bright["ra"], bright["dec"])
+    x, y = on_images(tile, *to_pixels(tile.wcs, bright["ra"], bright["dec"]))
     inside = box.contains(x, y)
     log.info(
         "Gaia table: %d stars, %d with phot_g_mean_mag in [%g, %g], %d of them in the box %s",
@@ -266,7 +304,7 @@ def augment_gaia(tile: Tile, cfg) -> Tile:
     selection = select_stars(table, tile, zp)
     if selection.stars.empty:
         return tile
-    rows, found = match_rows(tile.catalog, selection.stars, zp.match_radius_arcsec)
+    rows, found = match_rows(*where_both_are(tile, selection), zp.match_radius_arcsec)
     catalog, filled = fill_matched(tile.catalog, selection.stars, rows, found, tile.band_names, tile.zp_ref)
     new, saturated = stars_to_inject(
         selection, found, tile, cfg.source_saturation_cut, cfg.patch_run.model_saturated
