@@ -30,7 +30,7 @@ class TestWhite:
         image = noise()
         image[30, 40] = np.nan
         field.image("m400", image)
-        tile = load_inputs(field.cfg())
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         assert tile.white[30, 40] == pytest.approx(fits.getdata(field.folder / "m425.fits")[30, 40])
         assert np.isfinite(tile.white).all()
 
@@ -39,7 +39,7 @@ class TestWhite:
             image = noise(i)
             image[3, 4] = np.nan
             field.image(name, image)
-        tile = load_inputs(field.cfg())
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         assert (
             np.isnan(tile.white[3, 4])
             and np.isinf(tile.white_sigma[3, 4])
@@ -47,11 +47,13 @@ class TestWhite:
         )
 
     def test_scaled_and_weighted(self, field):
-        field.image("m400", np.full((120, 160), 10, "f4"), ZP_AUTO=22.5, SKYSIG=0.2)
-        field.image("m425", np.full((120, 160), 70, "f4"), SKYSIG=4.0)
-        tile = load_inputs(field.cfg())
+        first, second = 10 + noise(0), 70 + noise(1)
+        field.image("m400", first, ZP_AUTO=22.5, SKYSIG=0.2)
+        field.image("m425", second, SKYSIG=4.0)
+        tile = load_inputs(field.cfg(patch_run=dict(sky="free")))
         weights = np.array([1 / 2.0**2, 1 / 4.0**2])
-        assert tile.white[0, 0] == pytest.approx(weights @ [100, 70] / weights.sum(), rel=1e-6)
+        expected = weights @ [10 * first[0, 0], second[0, 0]] / weights.sum()
+        assert tile.white[0, 0] == pytest.approx(expected, rel=1e-6)
         assert tile.white_sigma[0, 0] == pytest.approx(weights.sum() ** -0.5, rel=1e-6)
 
     def test_flux_scales_far_apart(self, field):
@@ -84,7 +86,7 @@ class TestWhite:
 
     def test_an_image_without_values(self, field):
         field.image("m425", np.full((120, 160), np.nan, "f4"))
-        with pytest.raises(UserError, match="m425.fits: no finite pixel"):
+        with pytest.raises(UserError, match="m425.fits: no pixel with data"):
             load_inputs(field.cfg())
 
 

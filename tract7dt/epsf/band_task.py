@@ -14,9 +14,10 @@ import sep
 
 from ..core.geometry import Box, cell_index, make_cells
 from .band_fit import BandFit, BandStars, fit_band
-from .model import BandPSF, analytic_psf, empty_stars
+from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf, empty_stars
 from .patch_psf import header_fwhm
 from .photutils_builder import with_stacks
+from .saturation import find_saturation, marked, saturation_words
 from tract7dt.epsf.selection import (
     SATURATION_SHARE,
     BandSurvey,
@@ -50,9 +51,9 @@ def read_pixels(band: Band, settings) -> Pixels:
     saturated = (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
     if band.saturate is not None:
         saturated |= image >= SATURATION_SHARE * band.saturate * band.scale
-    good = ((pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) == 0) & np.isfinite(
-        pixels.sky_sigma
-    )
+    good = (
+        (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)) == 0
+    ) & np.isfinite(pixels.sky_sigma)
     frame = BandFrame(image, good, saturated, pixels.sky_sigma, band.gain_scaled)
     del pixels
     if not settings.background_subtract_patch or not good.any():
@@ -112,9 +113,11 @@ def survey_task(
     mode: str,  # `sep`, `gaia` or `sep+gaia`
     in_range,  # Gaia stars whose magnitude in the band is within the limits, bool [S]
     default_fwhm_pix: float,  # for a band whose width is neither seen nor told, pix
+    saturation: Saturation = NOTHING_FOUND,  # what is known of it besides the card
 ):
     "Read a band and measure its width and the list; returns its survey and its background numbers."
     frame, numbers = frame_and_numbers(band, make_cells(band.crop.shape, settings.epsf_ngrid), settings)
+    frame = marked(frame, saturation)
     measured, header = frame_width(frame, sources), band.fwhm_pix
     fwhm = measured or header_fwhm(header, default_fwhm_pix)
     survey = survey_band(band.name, frame, sources, fwhm, settings, mode, in_range)
@@ -140,13 +143,33 @@ def width_in(
 ) -> float | None:
     "FWHM (pix) of the stars of a band among sources in a part of the frame; None if it cannot be measured."
     pixels = band.read(box)
-    bad = (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.SATURATED)) != 0
+    bad = pixels.mask != 0
     bad |= ~np.isfinite(pixels.sky_sigma)
     if bad.all():
         return None
     return measured_width(
         subtract_background(pixels.image, bad), ~bad, pixels.sky_sigma, band.gain_scaled, x, y
     )
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #c008s
+def still_saturated(
+    band: Band,  # its card is asked
+    frame: BandFrame,  # its pixels; saturated ones are those by the card
+    sources: SourceList,  # of the tile
+    survey: BandSurvey,  # of this band
+    psf: BandPSF,  # of the band
+    known,  # rows of the stars that it was made of
+    before: Saturation,  # what was found with a PSF before this one
+) -> Saturation:
+    "What is saturated in a band, with the best PSF that there is; what was found before stays found."
+    card = None if band.saturate is None else band.saturate * band.scale
+    now = find_saturation(frame, sources, survey.flux, psf, known, card)
+    return now if now or not before else before
+
+
+def saturation_told(band: Band, saturation: Saturation) -> tuple[str, ...]:
+    "The line about what is saturated in a band, if anything is."
+    return (saturation_words(saturation, band.sky_sigma),) if saturation else ()
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(
@@ -156,6 +179,7 @@ def fit_task(
     shape: tuple[int, int],  # rows, columns of the frame
     settings,  # the `epsf` section of the configuration
     verdict: Verdict,  # who is a star, by all bands
+    saturation: Saturation = NOTHING_FOUND,  # what is known of it besides the card
 ) -> BandPSF:
     "Fit the PSF of a band to its stars; with fewer than three an analytic one of its width stands in."
     cell = cell_index(shape, settings.epsf_ngrid, sources.x, sources.y)
@@ -168,10 +192,11 @@ def fit_task(
             f"{len(rows)} stars, {MIN_STARS} are needed: analytic PSF of FWHM {survey.fwhm_pix:.2f} pix, "
             "fluxes of this band are not reliable"
         )
-        return analytic_psf(
-            survey.band, shape, settings.epsf_ngrid, survey.fwhm_pix, few_stars(table), (*told, text)
-        )
-    stamps = read_pixels(band, settings).frame.stamps(
+        told += saturation_told(band, saturation) + (text,)
+        facts = survey.band, shape, settings.epsf_ngrid, survey.fwhm_pix
+        return replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
+    frame = read_pixels(band, settings).frame
+    stamps = marked(frame, saturation).stamps(
         sources.x[rows], sources.y[rows], rows, settings.cutout_size // 2
     )
     stars = BandStars(
@@ -181,9 +206,9 @@ def fit_task(
         survey.band, shape, settings.epsf_ngrid, stars, header_core(survey.fwhm_pix), settings.oversamp
     )
     psf = with_stacks(fit, stars, settings) if settings.builder == "photutils" else fit.psf
-    return replace(
-        psf, stars=with_report(table, rows, fit), warnings=told + psf.warnings + fit_warnings(fit, settings)
-    )
+    saturation = still_saturated(band, frame, sources, survey, psf, rows[fit.used], saturation)
+    notes = told + psf.warnings + fit_warnings(fit, settings) + saturation_told(band, saturation)
+    return replace(psf, stars=with_report(table, rows, fit), warnings=notes, saturation=saturation)
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008a
 UNLISTED = ("not_detected", "not_gaia", "low_snr")  # reasons of sources that are in no list of stars

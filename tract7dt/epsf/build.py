@@ -17,7 +17,7 @@ from .band_task import fit_task, middle_box, survey_task, width_in
 from .cells import CellContext, cell_product
 from .given import given_psf
 from .grid import BandFailure, EPSFGrid, summary_order
-from .model import BandPSF
+from .model import NOTHING_FOUND, BandPSF, Saturation
 from tract7dt.epsf.selection import (
     ODD_SHARE,
     BandSurvey,
@@ -29,7 +29,7 @@ from tract7dt.epsf.selection import (
     seeds_that_suit,
 )
 from .source_list import SourceList, detect, in_magnitude_range, list_sources, white_fwhm
-from .tasks import band_pool, band_workers, run_tasks, tell_bound
+from .tasks import Outcome, band_pool, band_workers, run_tasks, tell_bound
 from .width import card_disagrees, card_words
 from ..inputs.gaia_table import gaia_stars
 from ..workdir.layout import Layout
@@ -132,6 +132,27 @@ def odd_words(share: float) -> str:
     )
 
 # %% ../../nbs/05_epsf/16_build.ipynb #c011a2a
+def fit_models(
+    pool,  # of processes; None: here
+    tile,  # with its bands
+    settings,  # the `epsf` section of the configuration
+    sources: SourceList,  # of the tile
+    surveys: dict[str, BandSurvey],  # of each band
+    found: dict[str, Saturation] | None = None,  # of the bands to be fitted again; None: fit all
+) -> dict[str, Outcome]:
+    "Say who is a star, by all bands, and fit the bands."
+    verdict, found = (
+        star_verdict(pool, surveys, sources, tile.shape),
+        found or dict.fromkeys(surveys, NOTHING_FOUND),
+    )
+    jobs = {
+        band: (tile.band(band), surveys[band], sources, tile.shape, settings, verdict, saturation)
+        for band, saturation in found.items()
+        if band in surveys
+    }
+    return run_tasks(pool, fit_task, jobs)
+
+# %% ../../nbs/05_epsf/16_build.ipynb #c011a2s
 def build_models(
     tile,  # with its bands
     cfg,  # sections `epsf` and `patch_run`
@@ -148,18 +169,24 @@ def build_models(
         return band, sources, settings, mode, in_range, cfg.patch_run.fallback_default_fwhm_pix
 
     seen = run_tasks(pool, survey_task, {band.name: facts(band) for band in tile.bands})
-    errors = {band: outcome.error for band, outcome in seen.items() if outcome.error}
     surveys = {band: outcome.value[0] for band, outcome in seen.items() if not outcome.error}
-    verdict = star_verdict(pool, surveys, sources, tile.shape)
-    jobs = {
-        band: (tile.band(band), survey, sources, tile.shape, settings, verdict)
-        for band, survey in surveys.items()
-    }
-    fitted = run_tasks(pool, fit_task, jobs)
+    fitted = fit_models(pool, tile, settings, sources, surveys)
+    found = saturated_bands(fitted)
+    if found:
+        jobs = {band: (*facts(tile.band(band)), saturation) for band, saturation in found.items()}
+        seen |= run_tasks(pool, survey_task, jobs)
+        surveys |= {band: seen[band].value[0] for band in found if not seen[band].error}
+        fitted |= fit_models(pool, tile, settings, sources, surveys, found)
+    errors = {band: outcome.error for band, outcome in (fitted | seen).items() if outcome.error}
     errors |= {band: outcome.error for band, outcome in fitted.items() if outcome.error}
+    models = {band: outcome.value for band, outcome in fitted.items() if band not in errors}
+    return models, {band: (surveys[band].fwhm_pix, seen[band].value[1]) for band in models}, errors
+
+
+def saturated_bands(fitted: dict[str, Outcome]) -> dict[str, Saturation]:
+    "What was found in the bands whose stars turned out to be saturated."
     models = {band: outcome.value for band, outcome in fitted.items() if not outcome.error}
-    found = {band: (surveys[band].fwhm_pix, seen[band].value[1]) for band in models}
-    return models, found, errors
+    return {band: model.saturation for band, model in models.items() if model.saturation}
 
 # %% ../../nbs/05_epsf/16_build.ipynb #c011a2e
 def assemble(

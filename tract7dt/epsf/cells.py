@@ -349,6 +349,7 @@ def band_numbers(psf: BandPSF) -> dict[str, object]:
         "nstars": psf.nstars,
         "rejected_fraction": psf.rejected_fraction,
         "warnings": psf.warnings,
+        "saturation": psf.saturation,
     }
 
 # %% ../../nbs/05_epsf/13_cells.ipynb #c015a

@@ -17,7 +17,7 @@ from ..core.geometry import make_cells
 from ..core.reading import Damaged, damaged, reading
 from ..core.stamps import centre_crop
 from ..core.writing import atomic_path, fingerprint
-from .model import BandPSF, analytic_psf
+from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf
 from .solve import MIN_STARS
 from ..fit.gaussian_psf import hybrid_psf, mixture_psf
 from ..fit.problem import PixelPSF
@@ -43,6 +43,7 @@ class PatchPSF:
     gradient: np.ndarray | None = (
         None  # change of the stamp per pixel in x and y [2, n, n]; None: the same all over
     )
+    saturation: Saturation = NOTHING_FOUND  # of the band
 
     @property
     def is_sum_of_gaussians(self) -> bool:
@@ -285,6 +286,7 @@ def model_answer(
         str(path),
         True,
         gradient=gradient,
+        saturation=model.saturation,
     )
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017d
@@ -305,9 +307,8 @@ def psf_of_model(
     least = cfg.patch_run.min_epsf_nstars_for_use
     if model.source == "analytic":
         found = stars_found(model)
-        return replace(
-            analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least)), nstars_used=found
-        )
+        answer = analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least))
+        return replace(answer, nstars_used=found, saturation=model.saturation)
     if cfg.epsf.evaluate_at == "cell" or cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         (x, y), reach = cell_centre(model, cell_tag), None
     kept = None if layout is None else layout.gaussian_mixture(model.band, cell_tag)

@@ -72,6 +72,12 @@ FLAGS = (
         "analytic_psf_in_band", False, "at least one band was fitted with an analytic PSF and is not reliable"
     ),
     FlagInfo(
+        "saturated_in_band",
+        False,
+        "saturated in at least one band that has no SATURATE card, or a wrong one: the flux there comes from "
+        "the wings, and is not reliable where more than half of the profile is masked",
+    ),
+    FlagInfo(
         "runaway",
         True,
         "the fitted radius is more than 3 times the start value and the PSF's width: "

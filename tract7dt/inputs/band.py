@@ -18,16 +18,20 @@ from ..core.errors import UserError
 from ..core.geometry import Box
 from ..fit.problem import NoiseModel
 from .fits import ROWS_AT_ONCE, FitsImage
+from .masks import BitMask, CountMask, MaskCut
+from .no_data import read_counts, sky_sample
 from .sky_map import SkyMap
+from .weights import PhotonShare
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c007
 class MaskBit(IntFlag):
     "Reasons not to use a pixel; a mask value is their sum."
 
-    NON_FINITE = 1  # NaN, infinite, or without weight
-    SATURATED = 2  # at or above the saturation level of its band
+    NON_FINITE = 1  # no data: NaN, infinite, without weight, in a block of equal values, or a mask says so
+    SATURATED = 2  # at or above the saturation level of its band, the flat top of a star, or a mask says so
     BRIGHT = 4  # under a bright source that the catalog does not hold
     OUTSIDE = 8  # beyond the edge of the frame
+    REJECTED = 16  # removed by the mask that comes with the image
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c010
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class BandPixels:
         Sum of `MaskBit` flags, 0 = good.
     sky_sigma : float or float32 [h, w]
         Noise of the sky per pixel in scaled counts; infinite where a weight map has no data.
+    bits : unsigned int [h, w], optional
+        What the mask of the image says, 0 outside; None without a mask.
     """
 
     image: np.ndarray
     mask: np.ndarray
     sky_sigma: float | np.ndarray
+    bits: np.ndarray | None = None
 
     @property
     def good(self) -> np.ndarray:
@@ -81,6 +88,8 @@ class BandFacts:
     crop: Box  # the working frame inside the full frame
     weight: FitsImage | None = None
     weight_factor: float = 1.0  # inverse variance in ADU^-2 per unit of the weight map
+    photons: PhotonShare | None = field(default=None, compare=False)  # of sources, in the weights
+    mask: BitMask | CountMask | None = None
     sky: SkyMap | None = field(default=None, repr=False, compare=False)  # taken off what is read
     noise: NoiseModel | None = field(default=None, repr=False, compare=False)  # as measured
 
@@ -157,7 +166,8 @@ def _subtract(pixels: BandPixels, level: np.ndarray) -> None:
 def _blank(band: Band, shape: tuple[int, int]) -> BandPixels:
     "A section that lies outside the frame."
     sigma = band.sky_sigma if band.weight is None else np.full(shape, np.inf, np.float32)
-    return BandPixels(np.zeros(shape, np.float32), np.full(shape, MaskBit.OUTSIDE, np.uint8), sigma)
+    bits = None if band.mask is None else np.zeros(shape, band.mask.dtype)
+    return BandPixels(np.zeros(shape, np.float32), np.full(shape, MaskBit.OUTSIDE, np.uint8), sigma, bits)
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c014a
 def _fill(
@@ -167,18 +177,16 @@ def _fill(
     here: tuple[slice, slice],  # where it goes in the section, rows and columns
 ) -> None:
     "Read part of a section."
-    raw = band.source.section(box)
+    counts, blocks = read_counts(band.source, box)
     with np.errstate(over="ignore", invalid="ignore"):
-        image = np.asarray(raw * band.scale, np.float32)
-        saturated = np.isfinite(raw) & (
-            raw >= (np.inf if band.saturation_level is None else band.saturation_level)
-        )
-    mask = np.where(np.isfinite(image), np.uint8(0), np.uint8(MaskBit.NON_FINITE))
-    mask[saturated] |= np.uint8(MaskBit.SATURATED)
+        image = np.asarray(counts * band.scale, np.float32)
+    mask = _first_mask(band, counts, image, blocks)
     if band.weight is not None and isinstance(pixels.sky_sigma, np.ndarray):
         weight = read_weight(band.weight, box)
         mask[weight == 0] |= np.uint8(MaskBit.NON_FINITE)
-        pixels.sky_sigma[here] = _sigma(weight * band.weight_factor, band.scale)
+        pixels.sky_sigma[here] = _sigma(_sky_weight(band, weight, counts, box), band.scale)
+    if band.mask is not None and pixels.bits is not None:
+        pixels.bits[here] = _add_mask(band.mask.read(box), mask)
     image[mask & np.uint8(MaskBit.NON_FINITE) != 0] = 0
     pixels.image[here] = image
     pixels.mask[here] = mask
@@ -187,6 +195,51 @@ def _fill(
 def _sigma(invvar: np.ndarray, scale: float) -> np.ndarray:
     "Scaled noise of an inverse variance in ADU^-2; infinite where it is 0."
     return np.divide(scale, np.sqrt(invvar), where=invvar > 0, out=np.full_like(invvar, np.inf))
+
+# %% ../../nbs/03_inputs/03_band.ipynb #c014b
+def _first_mask(
+    band: Band,  # whose pixels they are
+    counts: np.ndarray,  # of the file [h, w]
+    image: np.ndarray,  # the same, scaled
+    blocks: np.ndarray | None,  # bool, pixels in blocks of equal counts
+) -> np.ndarray:
+    "The mask of pixels by their counts: what is no data, and what is saturated."
+    level = np.inf if band.saturation_level is None else band.saturation_level
+    with np.errstate(invalid="ignore"):
+        saturated = np.isfinite(counts) & (counts >= level)
+    mask = np.where(np.isfinite(image), np.uint8(0), np.uint8(MaskBit.NON_FINITE))
+    if blocks is not None:
+        top = blocks & (counts >= min(level, sky_sample(band.source).flat_top))
+        saturated |= top
+        mask[blocks & ~top] = np.uint8(MaskBit.NON_FINITE)
+    mask[saturated] |= np.uint8(MaskBit.SATURATED)
+    return mask
+
+
+def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
+    "Put what the image's own mask says into `mask` (changed); returns its bits."
+    for pixels, reason in (
+        (cut.no_data, MaskBit.NON_FINITE),
+        (cut.saturated, MaskBit.SATURATED),
+        (cut.rejected, MaskBit.REJECTED),
+    ):
+        mask[pixels] |= np.uint8(reason)
+    return cut.bits
+
+# %% ../../nbs/03_inputs/03_band.ipynb #c014c
+def _sky_weight(
+    band: Band,  # whose pixels they are
+    weight: np.ndarray,  # as in the file [h, w]
+    counts: np.ndarray,  # of the image
+    box: Box,  # where they are in the full frame
+) -> np.ndarray:
+    "Inverse variance of the sky in ADU^-2: the weights, without the photons of sources if they hold them."
+    invvar = weight * band.weight_factor
+    if band.photons is None:
+        return invvar
+    variance = np.divide(1, invvar, where=invvar > 0, out=np.full_like(invvar, np.inf))
+    sky = np.where(invvar > 0, band.photons.taken_out(variance, counts, box), np.inf)
+    return (1 / sky).astype(invvar.dtype)
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c015
 def read_weight(source: FitsImage, box: Box) -> np.ndarray:
@@ -223,7 +276,9 @@ def relative_factor(band: Band) -> float:
     """
     box = Box.of_shape(band.shape)
     weight = read_weight(band.weight, box)
-    weight = weight[(weight > 0) & np.isfinite(band.source.section(box))]
+    counts, blocks = read_counts(band.source, box)
+    good = (weight > 0) & np.isfinite(counts)
+    weight = weight[good if blocks is None else good & ~blocks]
     if weight.size == 0:
         raise UserError(f"{band.weight.path}: no pixel of {band.path} has a positive weight; check the pair")
     return float(1 / (band.skysig**2 * np.median(weight)))

@@ -108,7 +108,7 @@ def _scaled(hdu, raw: np.ndarray) -> np.ndarray:
         hdu.header.get(key, default) for key, default in (("BSCALE", 1), ("BZERO", 0), ("BLANK", None))
     )
     values = _floats(raw) if (scale, zero) == (1, 0) else raw.astype(np.float64) * scale + zero
-    if blank is not None and raw.dtype.kind in "iu":
+    if blank is not None:
         values[raw == blank] = np.nan
     return values
 
@@ -274,3 +274,26 @@ def _header(hdus, index: int) -> fits.Header:
     if index:
         header.extend(hdus[0].header, unique=True, strip=True)
     return header
+
+# %% ../../nbs/03_inputs/00_fits.ipynb #c019
+def images_in(path: Path) -> list[tuple[FitsImage, fits.Header]]:
+    """All 2-D images of a FITS file with their headers (EXTNAME says their names), in its order.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, is no FITS file, or is truncated.
+    """
+    try:
+        if not is_there(path):
+            raise UserError(f"{path}: no such file")
+        check_axes(path)
+        with warnings.catch_warnings(action="ignore", category=AstropyWarning), fits.open(path) as hdus:
+            numbers = [i for i, hdu in enumerate(hdus) if _is_image(hdu)]
+            for i in numbers:
+                _check_length(path, hdus[i])
+            return [(_describe(path, hdus, i), _header(hdus, i)) for i in numbers]
+    except READ_ERRORS as failure:
+        raise not_read(
+            path, failure, f"not a readable FITS file ({failure}); expected 2-D images"
+        ) from failure

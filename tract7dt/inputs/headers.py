@@ -21,6 +21,7 @@ from ..core.geometry import Box, pixel_scale_arcsec
 from ..core.writing import absolute
 from .band import Band, weight_path
 from .fits import FitsImage, locate_image
+from .masks import find_mask
 from ..workdir.layout import safe_name
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c007
@@ -435,6 +436,7 @@ def _band(
         fwhm_pix=fwhm_pix(path, header, wcs, problems),
         crop=Box.of_shape(source.shape),
         weight=_weight(source, cfg.inputs.weight_suffix, problems),
+        mask=find_mask(source, weight_path, cfg.inputs, problems),
     )
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c031b

@@ -37,9 +37,8 @@ class SkyMap:
 
     def image(self, box: Box) -> np.ndarray:
         "The level at the pixels of a box, float32 [h, w]."
-        columns = _between(self.nodes.shape[1], self.step, self.x0, np.arange(box.x0, box.x1))
         rows = _between(self.nodes.shape[0], self.step, self.y0, np.arange(box.y0, box.y1))
-        return (rows @ self.nodes @ columns.T).astype(np.float32)
+        return _along(rows @ self.nodes, self.step, self.x0, box)
 
     def cut(self, box: Box) -> "SkyMap":
         """The same map with positions counted from the corner of a box, without the nodes that it does not
@@ -87,3 +86,22 @@ def _needed(
     "The nodes along one axis that pixels `low` to `high` (exclusive) are interpolated from."
     first, _ = _place((np.array([low, max(high - 1, low)]) + 0.5 - start) / step - 0.5, count)
     return slice(int(first[0]), int(min(first[1] + 2, count)))
+
+# %% ../../nbs/03_inputs/01_sky_map.ipynb #c007a
+def _along(
+    nodes: np.ndarray,  # levels at the nodes of each row of pixels, [rows, nodes]
+    step: int,  # from one node to the next, pixels
+    start: float,  # where the first box begins, pixels
+    box: Box,  # columns that are wanted
+) -> np.ndarray:
+    "The levels of rows of pixels, float32 [h, w]; all pixels between two nodes at once."
+    first, share = _place((np.arange(box.x0, box.x1) + 0.5 - start) / step - 0.5, nodes.shape[1])
+    rise = np.diff(nodes, axis=1, append=nodes[:, -1:]).astype(np.float32)
+    nodes, share = nodes.astype(np.float32), share.astype(np.float32)
+    out = np.empty(box.shape, np.float32)
+    ends = np.flatnonzero(np.diff(first, prepend=-1, append=-1))
+    for low, high in zip(ends[:-1], ends[1:]):
+        node = first[low]
+        np.multiply(rise[:, node, None], share[low:high], out=out[:, low:high])
+        out[:, low:high] += nodes[:, node, None]
+    return out

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from ..core.columns import as_declared, fit_columns, name_in_band
 from ..core.geometry import Box
 from ..epsf.patch_psf import PatchPSF
-from ..fit.flags import FitStatus
+from ..fit.flags import FitFlag, FitStatus
+from ..fit.footprints import Pixels, period_for, semi_major
 from ..fit.problem import FitResult, Kind
-from .payload import Payload
+from ..fit.render import Window, render_stack
+from ..fit.shapes import native_from_catalog
+from ..inputs.band import MaskBit
+from .payload import BandCut, Payload
+from .problem import pixel_psf
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013
 def psf_columns(psfs: dict[str, PatchPSF], min_stars: int) -> dict[str, object]:
@@ -113,6 +119,78 @@ def solution_columns(kind: np.ndarray, result: FitResult, roi: Box) -> dict[str,
     "Where the sources are, what shape they have, and how the fit ended."
     return optimizer_columns(result) | position_columns(result, roi) | shape_columns(kind, result)
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #mask_code
+LEVEL = 0.1  # of the peak of the profile, above which it is the core
+WIDEST_CORE = 64  # half size of the window in which a core is looked for, at most, pixels
+
+
+def core_half(psfs, kind: int, re: float) -> int:
+    "Half size of a window that holds the core of a source in all bands, pixels; `re`: half-light radius."
+    stars = [
+        np.sqrt(np.count_nonzero(psf.stamp > LEVEL * psf.stamp.max()) / np.pi) / psf.oversampling
+        for psf in psfs
+    ]
+    return min(WIDEST_CORE, int(np.ceil(1.3 * max(stars) + (0 if kind == Kind.STAR else 2 * re))) + 2)
+
+
+def bits_in_core(bits: np.ndarray, light: np.ndarray) -> int:
+    "All bits [h, w] that are set where an image of a source [h, w] is above a tenth of its peak."
+    core = light >= LEVEL * max(light.max(), 1e-30)
+    return int(np.bitwise_or.reduce(bits[core], initial=0))
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #mask_code2
+def source_bits(
+    bits: list[np.ndarray],  # of the masks of the bands, unsigned int [H, W]
+    kind: int,  # `Kind` of the source
+    theta: np.ndarray,  # x, y, L, eta1, eta2, n
+    pixels: Pixels,  # PSFs of the bands
+) -> np.ndarray:
+    "The bits in the core of a source in each band, int64 [B]."
+    none, half = np.zeros(len(bits), np.int64), core_half(pixels.psfs, kind, semi_major(theta))
+    if not np.isfinite(theta[: 2 if kind == Kind.STAR else 6]).all():
+        return none
+    frame = Window(0, bits[0].shape[1], 0, bits[0].shape[0])
+    window = Window.around(theta[0], theta[1], half)
+    seen = window.clip(frame)
+    if seen.empty or not any(part[seen.slices].any() for part in bits):
+        return none
+    grid, cube = pixels.cube(period_for(kind, theta, half, pixels.psf_radius), theta[:2])
+    light = render_stack(kind, theta, window, grid, cube, profiles=pixels.profiles)[:, 0]
+    padded = np.zeros((len(bits), *window.shape), np.int64)
+    padded[seen.within(window)] = [part[seen.slices] for part in bits]
+    return np.array([bits_in_core(*pair) for pair in zip(padded, light)], np.int64)
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #mask_code3
+def mask_bits(
+    payload: Payload, bands: list[str], psfs: dict, kind: np.ndarray, result: FitResult
+) -> np.ndarray:
+    "The bits in the cores of all sources in `bands`, those of `result`, int64 [S, B]."
+    cuts = {cut.name: cut for cut in payload.bands if cut.bits is not None and cut.name in bands}
+    found = np.zeros((len(kind), len(bands)), np.int64)
+    if not cuts:
+        return found
+    shape = native_from_catalog(
+        *(np.where(kind == Kind.STAR, 1, v) for v in (result.re, result.ab, result.theta))
+    )
+    theta = np.column_stack([result.x, result.y, *shape, np.where(kind == Kind.SERSIC, result.n, 1)])
+    nothing = np.zeros((1, 0, 0), np.float32)
+    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in cuts), {})
+    columns = [bands.index(name) for name in cuts]
+    for s in range(len(kind)):
+        found[s, columns] = source_bits([cut.bits for cut in cuts.values()], int(kind[s]), theta[s], pixels)
+    return found
+
+
+def mask_columns(payload: Payload, psfs: dict, kind: np.ndarray, results: Sequence[FitResult]) -> dict:
+    "`mask_{band}` of all bands; `results`: one for all bands, or one for each."
+    names = [cut.name for cut in payload.bands]
+    groups = [names] if len(results) == 1 else [[name] for name in names]
+    return {
+        f"mask_{name}": bits
+        for group, result in zip(groups, results)
+        for name, bits in zip(group, mask_bits(payload, group, psfs, kind, result).T)
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013c
 def measured_columns(
     kind: np.ndarray,  # `Kind` of each source, [S]
@@ -130,6 +208,35 @@ def measured_columns(
         columns |= {name_in_band(name, band): values for name, values in solution.items()}
         columns |= band_columns(result, {band: psf})
     return columns
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #sat02
+CORE_REACH = 1.5  # from a source's place, within which a saturated pixel spoils its core, pix
+
+
+def saturated_cores(cut: BandCut, x, y) -> np.ndarray:
+    "Which sources at places x, y [S] (pix in the cut; NaN allowed) have a saturated core, bool [S]."
+    row, column = np.nonzero((cut.mask & np.uint8(MaskBit.SATURATED)) != 0)
+    if not len(row):
+        return np.zeros(len(x), bool)
+    known = np.isfinite(x) & np.isfinite(y)
+    places = np.column_stack([np.where(known, x, -1e6), np.where(known, y, -1e6)])
+    return cKDTree(np.column_stack([column, row])).query(places)[0] <= CORE_REACH
+
+
+def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dict[str, object]:
+    "`saturated_{band}` of all bands, and the flags among `columns` with what it means for them."
+    places, new = list(results) if len(results) == len(cuts) else [results[0]] * len(cuts), {}
+    flag, count = int(FitFlag.SATURATED_IN_BAND), len(results[0].x)
+    common = np.zeros(count, bool)
+    for cut, result in zip(cuts, places):
+        new[f"saturated_{cut.name}"] = lost = saturated_cores(cut, result.x, result.y)
+        alone = name_in_band("fit_flags", cut.name)
+        if alone in columns:
+            new[alone] = columns[alone] | np.where(lost, flag, 0)
+        common |= lost
+    return new | (
+        {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
+    )
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013d
 def patch_catalog(
@@ -150,7 +257,9 @@ def patch_catalog(
         "stype_fit": [Kind(k).text for k in kind],
         **psf_columns(psfs, settings.min_epsf_nstars_for_use),
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
+        **mask_columns(payload, psfs, kind, results),
     }
+    columns |= saturation_columns(payload.bands, results, columns)
     declared = fit_columns(list(psfs), together)
     order = [c.name for c in declared if c.name in columns]
     fitted = pd.DataFrame(columns, index=payload.sources.index)[order]

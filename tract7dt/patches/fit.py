@@ -25,7 +25,7 @@ from ..fit.tractor.scene import TractorSettings
 from .catalog import patch_catalog
 from .geometry import Patch, build_patches
 from .payload import Payload, build_patch_inputs
-from .problem import fit_problem, psfs_of
+from .problem import fit_problem, psfs_of, with_saturation
 
 # %% ../../nbs/07_patches/04_fit.ipynb #c015t
 class FitTables:
@@ -184,6 +184,7 @@ def fit_patch(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> PatchFit:
         Uses the section `patch_run`.
     """
     start, together = time.perf_counter(), cfg.patch_run.enable_multi_band_simultaneous_fitting
+    payload = with_saturation(payload, psfs)
     problem = fit_problem(payload, psfs, cfg)
     results = solve(problem, payload, cfg.patch_run)
     table = patch_catalog(payload, psfs, problem.sources.kind, results, cfg.patch_run)

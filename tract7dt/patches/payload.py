@@ -43,6 +43,7 @@ class BandCut:
     path: str  # of the image
     sky: SkyMap | None = None  # what was taken off the image; its pixels are those of the region of interest
     noise: NoiseModel | None = None  # how noise adds up, as measured
+    bits: np.ndarray | None = None  # what the mask of the image says, unsigned int; None: nothing
 
     @property
     def invvar(self) -> np.ndarray:
@@ -117,6 +118,12 @@ def _cut(array, strip: Box, roi: Box):
     "The part of a strip's array, or of its single number, that belongs to a region of interest."
     return array if np.ndim(array) == 0 else array[roi.shift(-strip.x0, -strip.y0).slices].copy()
 
+# %% ../../nbs/07_patches/01_payload.ipynb #c011d
+def _cut_bits(bits: np.ndarray | None, strip: Box, roi: Box) -> np.ndarray | None:
+    "The part of a strip's bits that belongs to a region of interest; None where no bit is set."
+    part = None if bits is None else _cut(bits, strip, roi)
+    return part if part is not None and part.any() else None
+
 # %% ../../nbs/07_patches/01_payload.ipynb #c011c
 def _band_cut(
     band,  # of the tile
@@ -136,6 +143,7 @@ def _band_cut(
         path=str(band.path),
         sky=None if band.sky is None else band.sky.cut(roi),
         noise=band.noise,
+        bits=_cut_bits(pixels.bits, strip, roi),
     )
 
 
@@ -203,7 +211,7 @@ def _patch_from_header(header: fits.Header) -> Patch:
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c016a
 def _band_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
-    "Image, mask and, where the noise varies, noise of a band as extensions."
+    "Image, mask and, where there are any, noise and bits of a band as extensions."
     image = fits.ImageHDU(cut.image, name=cut.name, ver=1)
     image.header.update({"BAND": cut.name, "SCALE": cut.scale, "GAIN": cut.gain, "IMPATH": quote(cut.path)})
     if cut.fwhm_pix is not None:
@@ -213,6 +221,8 @@ def _band_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:
         hdus.append(fits.ImageHDU(cut.sky_sigma, name="SIGMA", ver=index + 1))
     else:
         image.header["SKYSIGMA"] = float(cut.sky_sigma)
+    if cut.bits is not None:
+        hdus.append(fits.ImageHDU(cut.bits, name="BITS", ver=index + 1))
     return hdus + _sky_hdus(index, cut) + _noise_hdus(index, cut)
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c016sky
@@ -302,6 +312,7 @@ def _cut_of(hdu, hdus, version: int) -> BandCut:
         path=unquote(header["IMPATH"]),
         sky=_sky_of(hdus, version),
         noise=_noise_of(hdus, version),
+        bits=_native(hdus["BITS", version].data) if ("BITS", version) in hdus else None,
     )
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c017a

@@ -42,7 +42,9 @@ def fit_parts(payload: str, psfs: dict, cfg) -> dict:
     """
     engine = f", tractor {require_tractor().version}" if cfg.patch_run.engine == "tractor" else ""
     stamps = {
-        band: [hash_of(a) for a in (psf.stamp, psf.gradient) if a is not None] for band, psf in psfs.items()
+        band: [hash_of(a) for a in (psf.stamp, psf.gradient) if a is not None]
+        + ([fingerprint(psf.saturation.level, psf.saturation.discs)] if psf.saturation else [])
+        for band, psf in psfs.items()
     }
     return {
         "program": f"tract7dt {__version__}{engine}",
@@ -78,6 +80,8 @@ def psf_record(psfs: dict, min_stars: int) -> dict:
             "psf_model": psf.form,
             "psf_source": psf.source,
             "eps_pred": psf.eps_pred,
+            "saturation_level": psf.saturation.level,
+            "saturated_discs": len(psf.saturation.discs),
         }
         for band, psf in psfs.items()
     }

@@ -24,7 +24,7 @@ from ..fit.problem import FitProblem, Sources
 from ..fit.render import Window
 from ..fit.subfields import split
 from .payload import Payload
-from .problem import fit_problem
+from .problem import fit_problem, with_saturation
 from .record import fit_fingerprint, fit_parts, is_done
 from ..workdir.layout import Layout
 
@@ -175,6 +175,7 @@ def read_fit(
     made_from = fit_fingerprint(fit_parts(file_fingerprint(layout.payload(tag)), psfs, cfg))
     if not is_done(layout, tag, made_from):
         return None
+    payload = with_saturation(payload, psfs)
     return StoredFit(
         payload, psfs, fit_problem(payload, psfs, cfg), together, read_sources(layout, payload, together)
     )

@@ -24,6 +24,7 @@ from ..core.logs import log_file
 from ..core.writing import TEMPORARY
 from ..inputs.band import weight_path
 from ..inputs.headers import base_folder, read_bands, read_image_list
+from ..inputs.masks import split_suffix
 from ..workdir.layout import MARKS, MAY_BE, OUR_TEMPORARY, Layout, product_paths, psf_file
 
 # %% ../../nbs/10_pipeline/05_collisions.ipynb #c006
@@ -80,14 +81,15 @@ def files_read(cfg: Config) -> list[ReadFile]:
     found = named_inputs(cfg) + [
         ReadFile.at(f"inputs.image_list_file (line {entry.line})", entry.path) for entry in images
     ]
-    if cfg.inputs.weight_suffix is not None:
-        found += [
-            ReadFile.at(
-                f"inputs.weight_suffix (of {entry.path.name})",
-                weight_path(entry.path, cfg.inputs.weight_suffix),
-            )
-            for entry in images
-        ]
+    for name in ("weight_suffix", "mask_suffix"):
+        suffix = getattr(cfg.inputs, name)
+        if suffix is not None:
+            found += [
+                ReadFile.at(
+                    f"inputs.{name} (of {entry.path.name})", weight_path(entry.path, split_suffix(suffix)[0])
+                )
+                for entry in images
+            ]
     if cfg.epsf.psf_fits is not None:
         found += [
             ReadFile.at("epsf.psf_fits", path) for path in given_psf_files(cfg, read_bands(cfg, Problems()))

@@ -13,7 +13,7 @@ from ..config.schema import Config
 from ..core.resources import worker_count
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
-from ..tile.tile import Tile
+from ..tile.tile import Tile, share_lines
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025
 DEPTH_SNR = 5  # of the point source whose magnitude is the depth
@@ -69,6 +69,7 @@ def report(
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:",
         *bands,
+        *(f"  {line}" for line in share_lines(tile.bands, tile.no_data, tile.rejected)),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "
         "detections",

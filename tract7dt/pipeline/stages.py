@@ -34,6 +34,7 @@ from ..results.zero_points import ZeroPoints, add_magnitudes, solve_zero_points,
 from ..tile.bright_mask import mask_bright_sources, write_bright_mask
 from ..tile.gaia import augment_gaia, write_augmented
 from ..tile.load import load_inputs
+from ..tile.noise import write_noise
 from ..tile.tile import Tile, TileState, load_state, save_state, write_wcs
 from ..workdir.layout import Layout
 from tract7dt.workdir.manifest import (
@@ -70,9 +71,10 @@ def draw(what: str, function, *values) -> None:
 
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c011
 def input_images(bands, cfg: Config) -> list[Path]:
-    "All images of a run: those of the bands, their weight maps, given PSFs."
+    "All images of a run: those of the bands, their weight maps and masks, given PSFs."
     weights = [band.weight.path for band in bands if band.weight is not None]
-    return [band.path for band in bands] + weights + given_psf_files(cfg, bands)
+    masks = [band.mask.path for band in bands if band.mask is not None]
+    return [band.path for band in bands] + weights + masks + given_psf_files(cfg, bands)
 
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c014
 def inputs_now(cfg: Config) -> tuple[InputFile, ...]:
@@ -104,6 +106,7 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
         inputs = inputs_now(cfg)
         tile = replace(load_inputs(cfg), inputs=inputs)
         write_wcs(tile, layout)
+        write_noise(tile, layout)
     layout.augmented_catalog(cfg.inputs.input_catalog).unlink(missing_ok=True)
     if cfg.zp.enabled:
         with stage("augment", log):

@@ -116,6 +116,20 @@ def psf_flags(seen: np.ndarray, own: np.ndarray) -> np.ndarray:
     short = (seen & own).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
     return combined({FitFlag.ANALYTIC_PSF: short, FitFlag.ANALYTIC_PSF_IN_BAND: (seen & ~own).any(axis=1)})
 
+# %% ../../nbs/08_results/01_merge.ipynb #sat02
+WINGS_NEEDED = 0.5  # of the profile of a saturated source that must be left
+
+
+def lost_cores(table: pd.DataFrame, bands) -> np.ndarray:
+    "Whether too little is left of each source whose core is saturated in a band, bool [rows, bands]."
+    lost = np.zeros((len(table), len(bands)), bool)
+    for b, band in enumerate(bands):
+        if f"saturated_{band}" in table:
+            saturated = table[f"saturated_{band}"].fillna(False).to_numpy(bool)
+            masked = table[f"fracmasked_{band}_fit"].to_numpy(float, na_value=np.nan)
+            lost[:, b] = saturated & ~(masked <= 1 - WINGS_NEEDED)
+    return lost
+
 # %% ../../nbs/08_results/01_merge.ipynb #neg
 def negative_in(table: pd.DataFrame, bands) -> np.ndarray:
     "Whether the flux of each source in each band is negative beyond doubt, bool [rows, bands]."
@@ -172,7 +186,7 @@ def add_verdicts(table: pd.DataFrame, bands) -> pd.DataFrame:
         [np.isfinite(table[f"FLUXERR_{band}_fit"].to_numpy(float, na_value=np.nan)) for band in bands], axis=1
     )
     negative = negative_in(table, bands)
-    good = is_reliable(flags)[:, None] & seen & own & ~negative
+    good = is_reliable(flags)[:, None] & seen & own & ~negative & ~lost_cores(table, bands)
     flags = flags | psf_flags(seen, own) | negative_flags(seen, own, negative)
     columns = {f"reliable_{band}": good[:, b] for b, band in enumerate(bands)}
     return table.assign(excluded_reason=final_reasons(table, flags), **verdict(flags), **columns)
@@ -218,10 +232,10 @@ def summary_flags(table: pd.DataFrame, by_band: np.ndarray) -> np.ndarray:
 def add_verdicts_by_band(table: pd.DataFrame, bands) -> pd.DataFrame:
     "The joined table of bands fitted alone with the verdicts on each band and on each source."
     by_band = flags_in_bands(table, bands)
-    flags, columns = summary_flags(table, by_band), {}
+    flags, columns, lost = summary_flags(table, by_band), {}, lost_cores(table, bands)
     for b, band in enumerate(bands):
         columns |= {name_in_band(name, band): values for name, values in verdict(by_band[:, b]).items()}
-        columns[f"reliable_{band}"] = is_reliable(by_band[:, b])
+        columns[f"reliable_{band}"] = is_reliable(by_band[:, b]) & ~lost[:, b]
     columns |= verdict(flags) | {"excluded_reason": final_reasons(table, flags)}
     kept = table.drop(columns=[name for name in columns if name in table])
     return pd.concat([kept, pd.DataFrame(columns, index=table.index)], axis=1)

@@ -22,9 +22,13 @@ from ..inputs.band import Band, relative_factor
 from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
 from ..inputs.headers import read_bands
+from ..inputs.no_data import sky_sample
+from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
+from .noise import with_noise
+from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
-from .tile import Tile
+from .tile import Tile, share_lines
 
 # %% ../../nbs/04_tile/05_load.ipynb #logger
 log = logging.getLogger(__name__)
@@ -68,7 +72,7 @@ def warn_of_zipped(bands, problems: Problems) -> None:
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026i
 def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
-    """Check headers, catalog and Gaia table; no pixels are read.
+    """Check headers, catalog and Gaia table; of pixels only a few rows are read.
 
     Bands and catalog are only usable without errors.
     """
@@ -79,35 +83,74 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     stages = stages_using_gaia(cfg.epsf, cfg.zp)
     check_gaia(cfg.inputs.gaiaxp_synphot_csv, stages, list(paths or ()), problems)
     warn_of_zipped(bands, problems)
+    if not problems.errors:
+        warn_of_coarse(bands, problems)
     if catalog is not None and not problems.errors:
         check_overlap(catalog.table, bands, cfg.inputs.input_catalog, problems)
     return bands, catalog, problems
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026a
 def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
-    "Bands whose relative weight maps are scaled to SKYSIG; `workers` threads read a map each."
+    """Bands whose weight maps are inverse variances of the sky; `workers` threads read a map each.
+
+    Relative ones are scaled to SKYSIG; from those that hold the photons of sources these are taken out.
+    """
 
     def calibrated(band: Band) -> Band:
-        return (
-            replace(band, weight_factor=relative_factor(band))
-            if band.weight and weight_type == "relative"
-            else band
-        )
+        if band.weight is None:
+            return band
+        if weight_type == "relative":
+            band = replace(band, weight_factor=relative_factor(band))
+        return replace(band, photons=photon_share(band))
 
     with ThreadPoolExecutor(workers) as pool:
         return tuple(pool.map(calibrated, bands))
 
+# %% ../../nbs/04_tile/05_load.ipynb #c026p
+def tell_photons(bands) -> None:
+    "Log which weight maps hold the photons of sources."
+    for band in bands:
+        if band.photons is not None:
+            log.info(
+                "%s: the weights hold the photons of the sources (variance %.3g per count, 1/gain is %.3g); "
+                "they are taken out",
+                band.name,
+                band.photons.slope,
+                1 / band.egain,
+            )
+
 # %% ../../nbs/04_tile/05_load.ipynb #c026b
 def check_pixels(bands, finite: np.ndarray) -> None:
-    "Raise a UserError naming the images without a finite pixel."
+    "Raise a UserError naming the images without a pixel with data."
     problems = Problems()
     for band, count in zip(bands, finite):
         if count == 0:
             problems.error(
-                f"{band.path}: no finite pixel in the working frame; replace or drop the image of band "
+                f"{band.path}: no pixel with data in the working frame; replace or drop the image of band "
                 f"{band.name}"
             )
     problems.raise_if_any()
+
+# %% ../../nbs/04_tile/05_load.ipynb #c026n
+def data_shares(stack: Stack) -> dict[str, tuple[float, ...]]:
+    "Of each band the share of pixels without data, and of those that its mask removes."
+    size, removed = stack.white.size, np.zeros(1) if stack.rejected is None else stack.rejected
+    return {
+        "no_data": tuple((1 - stack.finite / size).tolist()),
+        "rejected": tuple((removed / size).tolist()),
+    }
+
+
+def warn_of_coarse(bands, problems: Problems) -> None:
+    "A warning about images of integers so coarse that blocks without data cannot be told from noise."
+    for band in bands:
+        sample = sky_sample(band.source)
+        if sample.is_coarse:
+            problems.warn(
+                f"{band.path}: counts come in steps of {sample.step:g}, the noise is {sample.noise:.2g}: "
+                "blocks of equal pixels are taken for data; where there is none, write NaN, BLANK or a "
+                "weight of 0"
+            )
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027m
 def catalog_on_frame(
@@ -137,8 +180,8 @@ def usable_inputs(cfg) -> tuple[tuple[Band, ...], Catalog]:
 def load_inputs(cfg) -> Tile:
     """Check all inputs, then read them.
 
-    The tile has bands, white stack and catalog of the working frame; Gaia stars come with `augment_gaia`, the
-    bright mask with `mask_bright_sources`.
+    The tile has bands with their noise, white stack and catalog of the working frame; Gaia stars come with
+    `augment_gaia`, the bright mask with `mask_bright_sources`.
 
     Raises
     ------
@@ -146,12 +189,8 @@ def load_inputs(cfg) -> Tile:
         With all problems of images, catalog and Gaia table, a line each.
     """
     clock, inputs = [time.perf_counter()], cfg.inputs
-    log.info(
-        "catalog %s; image list %s; Gaia table %s",
-        inputs.input_catalog,
-        inputs.image_list_file,
-        inputs.gaiaxp_synphot_csv,
-    )
+    tables = inputs.input_catalog, inputs.image_list_file, inputs.gaiaxp_synphot_csv
+    log.info("catalog %s; image list %s; Gaia table %s", *tables)
     bands, catalog = usable_inputs(cfg)
     bands = calibrate_weights(bands, inputs.weight_type, prepare_workers(cfg.performance, len(bands)))
     clock.append(time.perf_counter())
@@ -161,7 +200,7 @@ def load_inputs(cfg) -> Tile:
     table = catalog_on_frame(catalog, bands, stack, inputs.input_catalog, cfg.source_saturation_cut)
     clock.append(time.perf_counter())
     _report(bands, stack, table, np.diff(clock))
-    return Tile(
+    tile = Tile(
         bands,
         bands[0].working_wcs,
         bands[0].crop.shape,
@@ -172,7 +211,9 @@ def load_inputs(cfg) -> Tile:
         table,
         catalog.spelling,
         catalog.has_ids,
+        **data_shares(stack),
     )
+    return with_noise(measure_sky(tile, cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
@@ -191,6 +232,9 @@ def _report(
         stack.saturated.sum(),
         np.isnan(stack.white).sum(),
     )
+    tell_photons(bands)
+    for line in share_lines(bands, **data_shares(stack)):
+        log.info("%s", line)
     counts = table.loc[table["excluded_any"], "excluded_reason"].value_counts()
     log.info(
         "%d sources: %d active; excluded: %s",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.geometry import Box
 from ..core.resources import available_cpus, memory_bound_gb, worker_count
-from ..inputs.band import MaskBit
+from ..inputs.band import BandPixels, MaskBit
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012
 STRIP_ROWS = 256
@@ -33,24 +33,36 @@ class Stack:
     white: np.ndarray  # float32 [H, W], scaled counts; NaN where no band has a value
     sigma: np.ndarray  # float32 [H, W], its noise; infinite where no band has a value
     saturated: np.ndarray  # bool [H, W], saturated in any band
-    finite: np.ndarray  # number of finite pixels of each band
+    finite: np.ndarray  # number of pixels with data of each band
+    rejected: np.ndarray | None = None  # number of those that the band's mask removes
+
+# %% ../../nbs/04_tile/01_stack.ipynb #c012n
+def count_data(pixels: BandPixels, weight: np.ndarray) -> tuple[int, int]:
+    "Pixels that have data, and those of them that the image's own mask removes; `weight` is 0 for both."
+    used = np.count_nonzero(weight)
+    if pixels.bits is None:
+        return used, 0
+    removed = (
+        pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)
+    ) == MaskBit.REJECTED
+    return used + np.count_nonzero(removed), np.count_nonzero(removed)
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012a
 def stack_strip(bands, box: Box) -> Stack:
     "The stack inside one box."
     total, weights = np.zeros(box.shape), np.zeros(box.shape)
-    saturated, finite = np.zeros(box.shape, bool), np.zeros(len(bands), int)
+    saturated, finite, rejected = np.zeros(box.shape, bool), *np.zeros((2, len(bands)), int)
     for i, band in enumerate(bands):
         pixels = band.read(box)
-        weight = pixels.weight_without(MaskBit.NON_FINITE | MaskBit.OUTSIDE)
+        weight = pixels.weight_without(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)
         total += weight * pixels.image.astype(np.float64)
         weights += weight
         saturated |= (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
-        finite[i] = np.count_nonzero(weight)
+        finite[i], rejected[i] = count_data(pixels, weight)
     used = weights > 0
     white = np.divide(total, weights, where=used, out=np.full(box.shape, np.nan))
     sigma = np.divide(1, np.sqrt(weights), where=used, out=np.full(box.shape, np.inf))
-    return Stack(white.astype(np.float32), sigma.astype(np.float32), saturated, finite)
+    return Stack(white.astype(np.float32), sigma.astype(np.float32), saturated, finite, rejected)
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012b
 def stack_bands(bands, workers: int = 1) -> Stack:
@@ -60,7 +72,7 @@ def stack_bands(bands, workers: int = 1) -> Stack:
         np.empty(shape, np.float32),
         np.empty(shape, np.float32),
         np.empty(shape, bool),
-        np.zeros(len(bands), int),
+        *np.zeros((2, len(bands)), int),
     )
     boxes = strips(shape)
     with ThreadPoolExecutor(workers) as pool:
@@ -71,6 +83,7 @@ def stack_bands(bands, workers: int = 1) -> Stack:
                 part.saturated,
             )
             whole.finite[:] += part.finite
+            whole.rejected[:] += part.rejected
     return whole
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012d

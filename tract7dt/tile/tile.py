@@ -42,6 +42,9 @@ class TileFields:
     gaia_box: Box | None = None  # where Gaia stars were taken from; None without augmentation
     bright_mask: np.ndarray | None = None  # bool, under bright sources without a catalog entry
     bright_sources: pd.DataFrame | None = None  # detections behind it: `x, y, a, b, theta, matched`
+    no_data: tuple[float, ...] = ()  # share of the pixels of each band that hold no data
+    rejected: tuple[float, ...] = ()  # share of those that the mask of each band removes
+    sources: np.ndarray | None = None  # bool, light of sources, as `source_mask` marks it
     inputs: tuple | None = None  # `InputFile`s as they were before the first was read, if noted
 
     @property
@@ -93,6 +96,21 @@ class Tile(Card, TileFields):
 
         return shown(white_overlay(self, max(1, max((box or Box.of_shape(self.shape)).shape) // 1500), box))
 
+# %% ../../nbs/04_tile/03_tile.ipynb #c008n
+def share_text(share: float) -> str:
+    "A share in percent; one that is not zero is never called so."
+    return "less than 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.3g} %"
+
+
+def share_lines(bands, no_data: tuple[float, ...], rejected: tuple[float, ...]) -> list[str]:
+    "Which bands lack data, or pixels that their masks remove, and how much of the frame; a line each."
+    out = []
+    for what, shares in (("no data", no_data), ("removed by masks", rejected)):
+        some = [f"{band.name} {share_text(share)}" for band, share in zip(bands, shares) if share > 0]
+        if some:
+            out.append(f"{what}: " + ", ".join(some))
+    return out
+
 # %% ../../nbs/04_tile/03_tile.ipynb #c008m
 @card_of.register
 def tile_card(tile: Tile) -> CardContent:
@@ -105,6 +123,7 @@ def tile_card(tile: Tile) -> CardContent:
     lines = []
     if len(excluded):
         lines.append("excluded: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items()))
+    lines += share_lines(tile.bands, tile.no_data, tile.rejected)
     if tile.bright_mask is not None:
         lines.append(f"bright mask: {tile.bright_mask.mean():.2%} of the pixels")
     return CardContent(

@@ -256,6 +256,18 @@ class TilePictures(Folders):
         "The same for a part of the frame, at native resolution."
         return self.overlay_dir / "white_overlay_zoom.png"
 
+# %% ../../nbs/02_workdir/00_layout.ipynb #p012noise
+NOISE_COLUMNS = ("band", "stated_by", "sky_sigma", "area", "factor")
+
+
+class NoiseFiles(Folders):
+    "The noise of the bands."
+
+    @file("work_dir", made_by="build-patches", columns=NOISE_COLUMNS)
+    def noise_csv(self) -> Path:
+        "The noise of each band as measured on blank sky, over the stated one, by the area of a template."
+        return self.work_dir / "noise.csv"
+
 # %% ../../nbs/02_workdir/00_layout.ipynb #c025
 CELL_PICTURES = (
     "psfstars",
@@ -468,6 +480,7 @@ class Layout(
     RunFiles,
     TileFiles,
     TilePictures,
+    NoiseFiles,
     EpsfFiles,
     CellFiles,
     PatchFiles,
