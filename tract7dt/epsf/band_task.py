@@ -13,7 +13,7 @@ import pandas as pd
 import sep
 
 from ..core.geometry import Box, cell_index, make_cells
-from .band_fit import BandFit, BandStars, fit_band
+from .band_fit import BandFit, BandStars, core_fields, fit_band
 from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf, empty_stars
 from .patch_psf import header_fwhm
 from .photutils_builder import with_stacks
@@ -27,9 +27,10 @@ from tract7dt.epsf.selection import (
     neighbours_of,
     survey_band,
 )
-from .solve import MIN_STARS
+from .solve import MIN_STARS, fit_core, start_values
 from .source_list import BandFrame, SourceList, background_mesh, inside_frame
-from .width import card_disagrees, card_words, measured_width
+from .star_fit import start_state
+from .width import MAX_WIDTHS, card_disagrees, card_words, measured_width, widths_of
 from ..inputs.band import Band, MaskBit
 from ..tile.background import subtract_background
 
@@ -134,42 +135,90 @@ def middle_box(shape) -> Box:
     x0, y0 = (width - columns) // 2, (height - rows) // 2
     return Box(x0, x0 + columns, y0, y0 + rows)
 
-
-def width_in(
-    band: Band,  # is read there
-    box: Box,  # part of the frame
-    x,  # sources in the box, the most prominent ones first [N], pix from its corner
-    y,  # [N], pix
-) -> float | None:
-    "FWHM (pix) of the stars of a band among sources in a part of the frame; None if it cannot be measured."
-    pixels = band.read(box)
-    bad = pixels.mask != 0
-    bad |= ~np.isfinite(pixels.sky_sigma)
-    if bad.all():
-        return None
-    return measured_width(
-        subtract_background(pixels.image, bad), ~bad, pixels.sky_sigma, band.gain_scaled, x, y
-    )
-
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008s
 def still_saturated(
     band: Band,  # its card is asked
     frame: BandFrame,  # its pixels; saturated ones are those by the card
     sources: SourceList,  # of the tile
-    survey: BandSurvey,  # of this band
+    flux,  # theirs in the band [S], scaled counts
     psf: BandPSF,  # of the band
     known,  # rows of the stars that it was made of
     before: Saturation,  # what was found with a PSF before this one
 ) -> Saturation:
     "What is saturated in a band, with the best PSF that there is; what was found before stays found."
     card = None if band.saturate is None else band.saturate * band.scale
-    now = find_saturation(frame, sources, survey.flux, psf, known, card)
+    now = find_saturation(frame, sources, flux, psf, known, card)
     return now if now or not before else before
 
 
 def saturation_told(band: Band, saturation: Saturation) -> tuple[str, ...]:
     "The line about what is saturated in a band, if anything is."
     return (saturation_words(saturation, band.sky_sigma),) if saturation else ()
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #q002
+QUICK_SOURCES = 150  # the most prominent ones, among which stars are looked for
+QUICK_STARS = 25  # that make a quick core
+QUICK_HALF = 12  # pixels from the middle of their stamps to the edge
+QUICK_SNR = 40.0  # of them, at least
+QUICK_CLUMP = 0.06  # by which their widths may differ from the stars', in ln
+
+
+def quick_psf(
+    band: str,  # name
+    frame: BandFrame,  # a part of it
+    sources: SourceList,  # in this part
+    flux,  # theirs [S], scaled counts
+    fwhm: float,  # of the stars, pix
+) -> tuple[BandPSF, np.ndarray] | None:
+    "A PSF without variation, and the rows of the stars that it is made of; None with fewer than three."
+    some = np.arange(min(len(sources), QUICK_SOURCES))
+    stamps, flux = frame.stamps(sources.x[some], sources.y[some], some, QUICK_HALF), flux[some]
+    with np.errstate(invalid="ignore"):  # where no pixel of a source is good
+        width, snr = widths_of(stamps)
+    alike = np.isfinite(width) & (np.abs(np.log(width / fwhm)) < QUICK_CLUMP) & (snr > QUICK_SNR) & (flux > 0)
+    rows = np.flatnonzero(alike)[np.argsort(-snr[alike], kind="stable")[:QUICK_STARS]]
+    if len(rows) < MIN_STARS:
+        return None
+    stars, terms = stamps.take(rows), np.ones((len(rows), 1))
+    around = np.zeros((len(rows), stars.pixels))
+    core = fit_core(stars, terms, start_values(header_core(fwhm), 1), start_state(stars, flux[rows]), around)
+    return replace(analytic_psf(band, frame.image.shape, 1, fwhm), **core_fields(core)), rows
+
+
+@dataclass(frozen=True)
+class StarsSeen:
+    "What a look at the stars of a band tells before a run."
+
+    fwhm_pix: float | None  # None: it cannot be measured
+    saturation: Saturation = NOTHING_FOUND
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #q003
+QUICK_APERTURE = 1.5  # radius of first fluxes, FWHM
+
+
+def stars_in(
+    band: Band,  # is read there
+    box: Box,  # part of the frame
+    x,  # sources in the box, the most prominent ones first [N], pix from its corner
+    y,  # [N], pix
+) -> StarsSeen:
+    "Width of the stars of a band in a part of the frame, and what of them is saturated."
+    pixels, x, y = band.read(box), x[:MAX_WIDTHS], y[:MAX_WIDTHS]
+    saturated = (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
+    bad = ((pixels.mask & ~np.uint8(MaskBit.SATURATED)) != 0) | ~np.isfinite(pixels.sky_sigma)
+    if (bad | saturated).all():
+        return StarsSeen(None)
+    image = subtract_background(pixels.image, bad)
+    fwhm = measured_width(image, ~(bad | saturated), pixels.sky_sigma, band.gain_scaled, x, y)
+    frame = BandFrame(image, ~bad, saturated, pixels.sky_sigma, band.gain_scaled)
+    nothing = np.zeros(len(x), bool)
+    sources = SourceList(x, y, np.zeros(len(x)), np.zeros(len(x)), ~nothing, nothing)
+    flux = sep.sum_circle(image, x, y, QUICK_APERTURE * (fwhm or 3.0), mask=bad)[0]
+    quick = None if fwhm is None else quick_psf(band.name, frame, sources, flux, fwhm)
+    if quick is None:
+        return StarsSeen(fwhm)
+    psf, rows = quick
+    return StarsSeen(fwhm, still_saturated(band, frame, sources, flux, psf, rows, NOTHING_FOUND))
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(
@@ -206,7 +255,7 @@ def fit_task(
         survey.band, shape, settings.epsf_ngrid, stars, header_core(survey.fwhm_pix), settings.oversamp
     )
     psf = with_stacks(fit, stars, settings) if settings.builder == "photutils" else fit.psf
-    saturation = still_saturated(band, frame, sources, survey, psf, rows[fit.used], saturation)
+    saturation = still_saturated(band, frame, sources, survey.flux, psf, rows[fit.used], saturation)
     notes = told + psf.warnings + fit_warnings(fit, settings) + saturation_told(band, saturation)
     return replace(psf, stars=with_report(table, rows, fit), warnings=notes, saturation=saturation)
 

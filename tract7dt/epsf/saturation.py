@@ -420,7 +420,9 @@ def find_saturation(
     if not len(scan.levels):
         return Saturation(nasked=int(stars.usable.sum()))
     level, gain = scan.best
-    seen = Saturation(min(level, plateau(stars, level)) if gain > LEAST_GAIN else np.inf, gain)
+    seen = Saturation(
+        max(min(level, plateau(stars, level)), level / EXCEEDED) if gain > LEAST_GAIN else np.inf, gain
+    )
     fwhm = psf.fwhm(frame.image.shape[1] / 2, frame.image.shape[0] / 2)
     discs = hollow_cores(stars, scan.unit, fwhm, flagged_pixels(stars, frame, seen), seen.level)
     news = card is None or seen.level < CARD_SHARE * card

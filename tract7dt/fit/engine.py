@@ -60,6 +60,24 @@ def ignored_pixels(plan: Plan, problem: FitProblem) -> np.ndarray:
     "Pixels with data that were given no weight: light of sources that are not in the list, bool [H, W]."
     return np.any([band.invvar > 0 for band in problem.bands], axis=0) & (plan.pixels.bands_seen == 0)
 
+# %% ../../nbs/06_fit/17_engine.ipynb #unseen
+LEAST_SEEN = 0.005  # share of the profile on good pixels below which a source is not measured in a band
+
+
+def hide_unseen(
+    problem: FitProblem,  # bands, sources and options
+    outcome: Outcome,  # how the fit of all ended
+    errors: Errors,  # of fluxes
+    quality: Quality,  # what was seen of each source
+    shown,  # sources that appear in the result, bool [S]
+) -> Errors:
+    "The errors, infinite where too little was seen of a source inside the image."
+    (height, width), (x, y) = problem.shape, outcome.state.theta[:, :2].T
+    inside = shown & (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
+    unseen = inside[:, None] & (quality.fracmasked > 1 - LEAST_SEEN)
+    flux, flux_cond = (np.where(unseen, np.inf, error) for error in (errors.flux, errors.flux_cond))
+    return replace(errors, flux=flux, flux_cond=flux_cond)
+
 # %% ../../nbs/06_fit/17_engine.ipynb #astrayc
 GAUSSIAN_WIDTH = np.sqrt(2 * np.log(2) / np.pi)  # FWHM of a Gaussian over the root of its effective area
 
@@ -166,11 +184,14 @@ def assemble(
     ignored = ignored_pixels(outcome.plan, problem)
     errors = measure_errors(problem, outcome, excess)
     quality = measure_quality(outcome, errors.flux_cond, excess, shown)
+    errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
         for low, high, theta, free in zip(rules.lower, rules.upper, outcome.state.theta, outcome.plan.free)
     )
     status = fit_status(problem, start, outcome, at_bound)
+    blind = ~np.isfinite(errors.flux_cond).any(axis=1) & (status != FitStatus.FAILED)
+    status = np.where(blind, np.uint8(FitStatus.NO_DATA), status)
     residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from ..config.load import config_warnings, load_config
 from ..config.schema import Config
 from ..core.logs import progress
-from ..epsf.build import measured_widths, width_doubts
+from ..epsf.build import look_at_stars, saturation_doubts, width_doubts
 from ..patches.geometry import build_patches as divide_frame
 from .collisions import refuse_collisions
 from .estimate import report
@@ -172,8 +172,9 @@ def check(config) -> Result:
         log.warning(warning)
     tile = load_inputs(cfg)
     tile = augment_gaia(tile, cfg) if cfg.zp.enabled else tile
-    widths = measured_widths(tile, cfg.patch_run.fallback_default_fwhm_pix)
-    for doubt in width_doubts(tile, widths):
+    stars = look_at_stars(tile, cfg.patch_run.fallback_default_fwhm_pix)
+    widths = {band: seen.fwhm_pix for band, seen in stars.items()}
+    for doubt in width_doubts(tile, widths) + saturation_doubts(tile, stars):
         log.warning(doubt)
     print("\n".join(report(tile, divide_frame(tile, cfg), cfg, widths)))
     return Result("check", Layout.of(cfg.outputs), tile=tile)

@@ -197,13 +197,40 @@ def stamps(run: FinishedRun, band: str) -> list[CellStamp]:
             found.append(CellStamp(int(tag[1]), int(tag[2]), saved_stamp(path), stars))
     return found
 
+# %% ../../nbs/11_reports/01_page.ipynb #sat02
+SATURATION_ROWS = {  # columns of the table and the numbers of `Saturation` in them
+    "clipped at (scaled counts)": "level",
+    "gain of ln L": "gain",
+    "bright stars asked": "nasked",
+    "without their cores": "nstars",
+    "SATURATE, not believed": "doubted",
+}
+
+
+def saturation_rows(run: FinishedRun) -> pd.DataFrame:
+    "A row for each band whose bright stars were asked, indexed by its name; empty where nothing was found."
+    found = {cell["band"]: (cell.get("band_model") or {}).get("saturation") or {} for cell in run.cells}
+    asked = {band: numbers for band, numbers in found.items() if numbers.get("nasked")}
+    rows = {
+        band: {name: row.get(key) for name, key in SATURATION_ROWS.items()} for band, row in asked.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(SATURATION_ROWS), dtype=object)
+    table["SATURATE, not believed"] = table["SATURATE, not believed"].replace(0.0, None)
+    return table.rename_axis("band")
+
+
+def saturation_section(run: FinishedRun) -> str:
+    "The table of saturation, where anything was found."
+    rows = saturation_rows(run)
+    return frame_html(rows.reset_index()) if len(rows) and (rows["without their cores"] > 0).any() else ""
+
 # %% ../../nbs/11_reports/01_page.ipynb #c010reportb
 def epsf_section(run: FinishedRun) -> str:
-    "A sheet of ePSFs for each band."
+    "A sheet of ePSFs for each band, and what was found of saturation."
     bands = list(dict.fromkeys(cell["band"] for cell in run.cells))
     if not bands:
         return paragraph("No ePSFs; run-epsf builds them.")
-    parts = []
+    parts = [saturation_section(run)]
     for band in bands:
         cells = stamps(run, band)
         parts.append(
@@ -249,7 +276,7 @@ def cut_out(
 ) -> np.ndarray:
     "Data, model and residual in units of the sky noise, float32 [3, n, n]; NaN without data."
     box = Box(round(x) - HALF, round(x) + HALF + 1, round(y) - HALF, round(y) + HALF + 1)
-    pixels, sky = band.read(box), skies(run.catalog, band.name)
+    pixels, sky = band.read(box), skies(run.catalog, band)
     model = draw_strip(run, band, BandSources.of(run.catalog, band.name), sky, box)
     level = np.median(list(sky.values()))
     data = np.where(pixels.good, pixels.image, np.nan)
@@ -382,6 +409,7 @@ def pictures_section(run: FinishedRun) -> str:
     named = [
         (layout.white_overlay, "Sources on the white stack"),
         (layout.gaia_overlay, "Gaia stars"),
+        (layout.sky_sheet, "Sky of each band as it was taken off, over the noise of a pixel"),
         (layout.bright_mask_overlay, "Mask of bright sources that the catalog does not hold"),
     ]
     return "".join(photo_html(path, text) for path, text in named)

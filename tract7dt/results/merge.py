@@ -116,20 +116,6 @@ def psf_flags(seen: np.ndarray, own: np.ndarray) -> np.ndarray:
     short = (seen & own).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
     return combined({FitFlag.ANALYTIC_PSF: short, FitFlag.ANALYTIC_PSF_IN_BAND: (seen & ~own).any(axis=1)})
 
-# %% ../../nbs/08_results/01_merge.ipynb #sat02
-WINGS_NEEDED = 0.5  # of the profile of a saturated source that must be left
-
-
-def lost_cores(table: pd.DataFrame, bands) -> np.ndarray:
-    "Whether too little is left of each source whose core is saturated in a band, bool [rows, bands]."
-    lost = np.zeros((len(table), len(bands)), bool)
-    for b, band in enumerate(bands):
-        if f"saturated_{band}" in table:
-            saturated = table[f"saturated_{band}"].fillna(False).to_numpy(bool)
-            masked = table[f"fracmasked_{band}_fit"].to_numpy(float, na_value=np.nan)
-            lost[:, b] = saturated & ~(masked <= 1 - WINGS_NEEDED)
-    return lost
-
 # %% ../../nbs/08_results/01_merge.ipynb #neg
 def negative_in(table: pd.DataFrame, bands) -> np.ndarray:
     "Whether the flux of each source in each band is negative beyond doubt, bool [rows, bands]."
@@ -153,6 +139,20 @@ def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> n
     left, some = (seen & own & ~negative).sum(axis=1), negative.any(axis=1)
     short = some & (left < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9)
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
+
+# %% ../../nbs/08_results/01_merge.ipynb #sat02
+WINGS_NEEDED = 0.5  # of the profile of a saturated source that must be left
+
+
+def lost_cores(table: pd.DataFrame, bands) -> np.ndarray:
+    "Whether too little is left of each source whose core is saturated in a band, bool [rows, bands]."
+    lost = np.zeros((len(table), len(bands)), bool)
+    for b, band in enumerate(bands):
+        if f"saturated_{band}" in table:
+            saturated = table[f"saturated_{band}"].fillna(False).to_numpy(bool)
+            masked = table[f"fracmasked_{band}_fit"].to_numpy(float, na_value=np.nan)
+            lost[:, b] = saturated & ~(masked <= 1 - WINGS_NEEDED)
+    return lost
 
 # %% ../../nbs/08_results/01_merge.ipynb #c012c
 def final_flags(table: pd.DataFrame) -> np.ndarray:
