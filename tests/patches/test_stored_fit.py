@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tract7dt.core.errors import Problems
 from tract7dt.fit.problem import FitOptions
-from tract7dt.inputs.headers import read_bands
 from tract7dt.patches.fit import fit_patch
 from tract7dt.patches.payload import read_payload
 from tract7dt.patches.problem import load_psfs
@@ -123,11 +121,11 @@ def test_the_model_of_the_command_is_the_same(middle_run):
     none of it.
     """
     cfg, result = middle_run
-    run, problems = open_run(cfg), Problems()
-    band = read_bands(cfg, problems)[1]
+    run = open_run(cfg)
+    band = run.bands[1]
     catalog = read_catalog(run.layout.final_catalog)
     patch = run.patches[TAG]
-    drawn = draw_strip(run, band, BandSources.of(catalog, band.name), skies(catalog, band.name), patch.base)
+    drawn = draw_strip(run, band, BandSources.of(catalog, band.name), skies(catalog, band), patch.base)
     fit, note = find_fit(run, read_payload(run.layout.payload(TAG)))
     number = list(fit.psfs).index(band.name)
     part = fit.model[number][patch.base.shift(-patch.roi.x0, -patch.roi.y0).slices]

@@ -47,9 +47,7 @@ def three(middle_run):
     patch = payload.patch
     base = patch.base.shift(-patch.roi.x0, -patch.roi.y0).slices
     drawn = [
-        draw_strip(
-            run, band, BandSources.of(run.catalog, band.name), skies(run.catalog, band.name), patch.base
-        )
+        draw_strip(run, band, BandSources.of(run.catalog, band.name), skies(run.catalog, band), patch.base)
         for band in run.bands
     ]
     fitted = fit_patch(payload, psfs, run.cfg).model[(..., *base)]

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from tract7dt.config.load import load_config
+from tract7dt.config.schema import Config
 from tract7dt.core.errors import UserError
 from tract7dt.epsf.model import BandPSF
 from tract7dt.inputs.gaia_table import load_gaia
@@ -515,12 +516,18 @@ def test_images_that_are_put_back_are_found(copy, tmp_path):
     run, paths = open_run(copy), {name: images / f"{name}.fits" for name in ("one", "two")}
     known = {band: open_band(run, band).path for band in BANDS}
     shutil.copy(known["m500"], paths["one"])
-    assert files_by_band(tuple(paths.values())) == {"m500": paths["one"]}
+    assert files_by_band(tuple(paths.values()), Config().inputs) == {"m500": paths["one"]}
     shutil.copy(known["m650"], paths["two"])
-    assert files_by_band(tuple(paths.values())) == {"m500": paths["one"], "m650": paths["two"]}
+    assert files_by_band(tuple(paths.values()), Config().inputs) == {
+        "m500": paths["one"],
+        "m650": paths["two"],
+    }
     paths["one"].unlink()
     shutil.copy(known["m750"], paths["one"])
-    assert files_by_band(tuple(paths.values())) == {"m750": paths["one"], "m650": paths["two"]}
+    assert files_by_band(tuple(paths.values()), Config().inputs) == {
+        "m750": paths["one"],
+        "m650": paths["two"],
+    }
 
 
 @pytest.mark.parametrize("inspector", (PatchInspector, SourceInspector))

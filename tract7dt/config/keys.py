@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from ..core.cards import Card, CardContent, card_of
+from ..core.expressions import is_expression
 
 # %% ../../nbs/01_config/00_keys.ipynb #c005
 def as_int(value):
@@ -142,6 +143,21 @@ HduRule = (
 )
 Lower, Upper = BeforeValidator(lower), BeforeValidator(upper)
 
+# %% ../../nbs/01_config/00_keys.ipynb #c024r
+RULE_WORDS = ("measure", "none")
+
+
+def is_rule(value: str) -> bool:
+    "naming a card, or an expression such as MAGZPT + 2.5*log10(EXPTIME)"
+    return value.strip().lower() not in RULE_WORDS and is_expression(value)
+
+
+CardRule = Annotated[Text, Predicate(is_rule)]
+NumberRule = Real | CardRule
+Measure = Annotated[Literal["measure"], BeforeValidator(lower)]
+NoneAtAll = Annotated[Literal["none"], BeforeValidator(lower)]
+BandRules = dict[Text, NumberRule]
+
 # %% ../../nbs/01_config/00_keys.ipynb #c026
 def key(
     default,  # value of a key that is not given
@@ -246,6 +262,8 @@ def allowed(hint) -> str:
         return " or ".join(allowed(part) for part in parts)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
+    if get_origin(hint) is dict:
+        return "mapping of bands to these"
     if get_origin(hint) is tuple:
         number = "" if parts[-1] is Ellipsis else f"{len(parts)} "
         return f"list of {number}{allowed(parts[0])}"

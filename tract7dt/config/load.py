@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from .. import __version__
 from .keys import KeyInfo, Section, describe_keys
+from .presets import PRESETS, overruled
 from .schema import Config
 from .yaml_text import Findings, parse_yaml, plain, read_text
 from ..core.errors import UserError, list_some, nearest
@@ -239,10 +240,27 @@ def is_other_python(name: str | None) -> bool:
 # %% ../../nbs/01_config/03_load.ipynb #c045
 CATALOG_SUFFIXES = (".csv", ".ecsv", ".fits", ".parquet")
 
+# %% ../../nbs/01_config/03_load.ipynb #c045p
+def preset_warnings(cfg: Config) -> list[str]:
+    "What the author of a configuration with a preset should hear."
+    inputs = cfg.inputs
+    lines = [
+        f"inputs.{name} is {show(getattr(inputs, name))}, which keeps the preset {inputs.preset} from "
+        "setting it; remove the line if the preset's value is meant"
+        for name in overruled(inputs, dict(Config().inputs))
+    ]
+    vega = PRESETS["vista"]["keywords"]["zero_point"]
+    if inputs.preset == "vista" and inputs.keywords.zero_point == vega:
+        lines.append(
+            "inputs.preset is vista: MAGZPT is a Vega zero point, and so are magnitudes and fluxes; for AB "
+            "give inputs.keywords.zero_point with the offset of each band"
+        )
+    return lines
+
 # %% ../../nbs/01_config/03_load.ipynb #c046
 def config_warnings(cfg: Config) -> list[str]:
     "Everything in a valid configuration that its author should hear about, a line each."
-    lines = legacy_warnings(cfg)
+    lines = legacy_warnings(cfg) + preset_warnings(cfg)
     run, suffix = cfg.patch_run, cfg.outputs.final_catalog.suffix
     if is_other_python(run.python_exe):
         lines.append(

@@ -138,8 +138,15 @@ _FLUX_COLUMNS = _columns(
         "scaled counts",
         "error of the flux in {band} with everything else held fixed, sky noise only; comparable with 0.7.0",
     ),
-    ("sky_{band}_fit", "float", "scaled counts/pix", "fitted sky of the source's patch in {band}"),
+    (
+        "sky_{band}_fit",
+        "float",
+        "scaled counts/pix",
+        "sky at the source in {band}: the map that was taken off and the constant fitted in its patch",
+    ),
 )
+
+# %% ../../nbs/00_core/06_columns.ipynb #c008q
 _QUALITY_COLUMNS = _columns(
     (
         "chi2_{band}_fit",

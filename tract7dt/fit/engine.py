@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from .flags import BLENDED_RATIO, DEGENERATE_RATIO, FitFlag, FitStatus
+from tract7dt.fit.flags import (
+    BLENDED_RATIO,
+    DEGENERATE_RATIO,
+    SKY_ELSEWHERE,
+    FitFlag,
+    FitStatus,
+    is_negative,
+    runaways,
+)
 from .footprints import Footprint, Pixels, image_products, plan_footprints, rough_sky, unmodelled
 from .normal import Plan, excess_variance, modelled_light
 from .optimise import Outcome, optimise
@@ -52,6 +60,44 @@ def ignored_pixels(plan: Plan, problem: FitProblem) -> np.ndarray:
     "Pixels with data that were given no weight: light of sources that are not in the list, bool [H, W]."
     return np.any([band.invvar > 0 for band in problem.bands], axis=0) & (plan.pixels.bands_seen == 0)
 
+# %% ../../nbs/06_fit/17_engine.ipynb #unseen
+LEAST_SEEN = 0.005  # share of the profile on good pixels below which a source is not measured in a band
+
+
+def hide_unseen(
+    problem: FitProblem,  # bands, sources and options
+    outcome: Outcome,  # how the fit of all ended
+    errors: Errors,  # of fluxes
+    quality: Quality,  # what was seen of each source
+    shown,  # sources that appear in the result, bool [S]
+) -> Errors:
+    "The errors, infinite where too little was seen of a source inside the image."
+    (height, width), (x, y) = problem.shape, outcome.state.theta[:, :2].T
+    inside = shown & (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
+    unseen = inside[:, None] & (quality.fracmasked > 1 - LEAST_SEEN)
+    flux, flux_cond = (np.where(unseen, np.inf, error) for error in (errors.flux, errors.flux_cond))
+    return replace(errors, flux=flux, flux_cond=flux_cond)
+
+# %% ../../nbs/06_fit/17_engine.ipynb #astrayc
+GAUSSIAN_WIDTH = np.sqrt(2 * np.log(2) / np.pi)  # FWHM of a Gaussian over the root of its effective area
+
+# %% ../../nbs/06_fit/17_engine.ipynb #astray
+def has_run_away(problem: FitProblem, start: Start, outcome: Outcome) -> np.ndarray:
+    "Galaxies that have grown beyond what their start values and the PSF make believable, bool [S]."
+    psf = outcome.plan.pixels.mean_psf
+    area = np.sum(psf.stamp) ** 2 / np.sum(psf.stamp**2) / psf.oversampling**2
+    radii = [catalog_from_native(*theta[:, 2:5].T)[0] for theta in (outcome.state.theta, start.theta)]
+    judged = (problem.sources.kind != Kind.STAR) & ~problem.sources.re_guessed
+    return judged & runaways(*radii, GAUSSIAN_WIDTH * np.sqrt(area))
+
+
+def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:
+    "Whether, in any band whose sky has a prior, a free sky would be far from 0."
+    good = np.count_nonzero(plan.pixels.weight, axis=(1, 2))
+    inverse_error = np.sqrt(plan.pixels.sky_sky / np.maximum(good, 1))
+    held = np.isfinite([band.sky_prior for band in problem.bands])
+    return bool(np.any(held & (np.abs(sky_free) * inverse_error > SKY_ELSEWHERE)))
+
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
     problem: FitProblem,  # bands, sources and options
@@ -83,6 +129,9 @@ def raise_flags(
             [ignored[f.window.slices].any() for f in outcome.plan.footprints], bool
         ),
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
+        FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(outcome.state.flux, errors.flux).any(axis=1),
+        FitFlag.RUNAWAY: ~lost & has_run_away(problem, start, outcome),
+        FitFlag.SKY_ELSEWHERE: sky_elsewhere(problem, outcome.plan, errors.sky_free),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
 
@@ -135,11 +184,14 @@ def assemble(
     ignored = ignored_pixels(outcome.plan, problem)
     errors = measure_errors(problem, outcome, excess)
     quality = measure_quality(outcome, errors.flux_cond, excess, shown)
+    errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
         for low, high, theta, free in zip(rules.lower, rules.upper, outcome.state.theta, outcome.plan.free)
     )
     status = fit_status(problem, start, outcome, at_bound)
+    blind = ~np.isfinite(errors.flux_cond).any(axis=1) & (status != FitStatus.FAILED)
+    status = np.where(blind, np.uint8(FitStatus.NO_DATA), status)
     residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),

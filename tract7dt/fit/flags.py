@@ -77,6 +77,29 @@ FLAGS = (
         "saturated in at least one band that has no SATURATE card, or a wrong one: the flux there comes from "
         "the wings, and is not reliable where more than half of the profile is masked",
     ),
+    FlagInfo(
+        "runaway",
+        True,
+        "the fitted radius is more than 3 times the start value and the PSF's width: "
+        "light of something else, or of the sky, was taken for the source's",
+    ),
+    FlagInfo(
+        "negative_flux",
+        True,
+        "in more than a third of the bands with data the flux is below -5 times its error, or what is left "
+        "of the others has an analytic PSF",
+    ),
+    FlagInfo(
+        "negative_flux_in_band",
+        False,
+        "in at least one band the flux is below -5 times its error, and that band is not reliable",
+    ),
+    FlagInfo(
+        "sky_elsewhere",
+        False,
+        "in at least one band the sky of the patch, held near its map, would be more than 0.3 times the "
+        "noise of a pixel away from it if it were free",
+    ),
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c008
@@ -116,3 +139,26 @@ class FitStatus(IntEnum):
 # %% ../../nbs/06_fit/00_flags.ipynb #ratios
 DEGENERATE_RATIO = 30.0  # marginal over conditional flux error above which fluxes can hardly be told apart
 BLENDED_RATIO = 4.0  # the same above which the division of the light depends on both shapes
+
+# %% ../../nbs/06_fit/00_flags.ipynb #astray
+GROWN = 3.0  # fitted radius over that of the start above which a source has run away
+LEAST_START = 0.5  # pixels, the least radius of a start that counts
+WIDE = 1.0  # width of the PSF above which a radius may have run away
+NEGATIVE = -5.0  # flux over its error below which it is no flux
+SKY_ELSEWHERE = 0.3  # how far a free sky may be from a held one, in noise of a pixel
+
+
+def runaways(
+    re,  # fitted radii, NaN for stars, pixels, [S]
+    start,  # those of the start values, pixels, [S]
+    fwhm: float,  # of the PSF, pixels
+) -> np.ndarray:
+    "Sources that have run away, bool [S]."
+    return (re > GROWN * np.maximum(start, LEAST_START)) & (re > WIDE * fwhm)
+
+
+def is_negative(flux, error) -> np.ndarray:
+    "Fluxes that are negative beyond doubt, bool; False where there is none."
+    flux, error = np.asarray(flux, float), np.asarray(error, float)
+    known = np.isfinite(flux) & np.isfinite(error)
+    return known & (np.where(known, flux, 0) < NEGATIVE * np.where(known, error, 0))

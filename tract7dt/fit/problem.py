@@ -210,6 +210,7 @@ class Sources:
     fix_size: np.ndarray = _column(False, bool)  # holds the circularised radius re * sqrt(ab)
     fix_shape: np.ndarray = _column(False, bool)  # holds axis ratio and angle
     fix_n: np.ndarray = _column(False, bool)
+    re_guessed: np.ndarray = _column(False, bool)  # nobody has measured re: no growth is suspicious
     flux_prior_mean: np.ndarray | None = None  # Gaussian priors on fluxes, scaled counts, [S, B]
     flux_prior_sigma: np.ndarray | None = None  # their width, [S, B]; not finite for none
 

@@ -193,23 +193,23 @@ def check_axes(path: Path) -> None:
         )
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c014
-def locate_image(path: Path) -> tuple[FitsImage, fits.Header]:
+def locate_image(path: Path, hdu: int | str | None = None) -> tuple[FitsImage, fits.Header]:
     """Find the 2-D image of a FITS file.
 
-    Returns the place and the header; for an image extension, cards that it lacks come from the primary
-    header.
+    It is the HDU of that number or EXTNAME; without, the primary one, or the only image extension. Returns
+    the place and the header; for an image extension, cards that it lacks come from the primary header.
 
     Raises
     ------
     UserError
-        If the file is missing, is no FITS file, is truncated, or has no single 2-D image.
+        If the file is missing, is no FITS file, is truncated, or has no such or no single 2-D image.
     """
     try:
         if not is_there(path):
             raise UserError(f"{path}: no such file")
         check_axes(path)
         with warnings.catch_warnings(action="ignore", category=AstropyWarning), fits.open(path) as hdus:
-            index = _image_index(path, hdus)
+            index = _image_index(path, hdus, hdu)
             _check_length(path, hdus[index])
             return _describe(path, hdus, index), _header(hdus, index)
     except READ_ERRORS as failure:
@@ -232,21 +232,36 @@ def _is_image(hdu) -> bool:
     "Whether an HDU holds a 2-D image."
     return isinstance(hdu, (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)) and len(hdu.shape) == 2
 
-
-def _image_index(path: Path, hdus) -> int:
+# %% ../../nbs/03_inputs/00_fits.ipynb #c014i
+def _image_index(path: Path, hdus, wanted: int | str | None) -> int:
     "Number of the HDU that holds the image."
     images = [i for i, hdu in enumerate(hdus) if _is_image(hdu)]
+    found = list_some(map(_in_words, range(len(hdus)), hdus), 12)
+    if wanted is not None:
+        name = str(wanted).strip().upper()
+        chosen = [
+            i for i in images if i == wanted or (isinstance(wanted, str) and hdus[i].name.upper() == name)
+        ]
+        if chosen:
+            return chosen[0]
+        raise UserError(
+            f"{path}: inputs.hdu = {wanted} is no 2-D image of this file; found {found}; choose one"
+        )
     if _is_image(hdus[0]):
         return 0
     if not getattr(hdus[0], "shape", ()) and len(images) == 1:
         return images[0]
-    found = list_some(
-        (f"HDU {i}: {type(h).__name__} {getattr(h, 'shape', ())}" for i, h in enumerate(hdus)), 5
-    )
+    cure = "; choose one with inputs.hdu" if len(images) > 1 else ""
     raise UserError(
         f"{path}: found {found}; expected a 2-D image in the primary HDU, or an empty primary HDU and one "
-        "2-D image extension"
+        f"2-D image extension{cure}"
     )
+
+
+def _in_words(number: int, hdu) -> str:
+    "What an HDU is, for messages."
+    name = f" {hdu.name}" if hdu.name and number else ""
+    return f"HDU {number}{name}: {type(hdu).__name__} {getattr(hdu, 'shape', ())}"
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c014b
 def _check_length(path: Path, hdu) -> None:
@@ -268,11 +283,23 @@ def _describe(path: Path, hdus, index: int) -> FitsImage:
     return FitsImage(path, index, (rows, columns), isinstance(hdu, fits.CompImageHDU), packed)
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c014c
+WCS_CARD = re.compile(
+    r"(WCSAXES|WCSNAME|CTYPE\d+|CUNIT\d+|CRVAL\d+|CRPIX\d+|CDELT\d+|CROTA\d+|CRDER\d+|CSYER\d+|LONPOLE|LATPOLE"
+    r"|RADESYS|EQUINOX|(CD|PC)\d+_\d+|P[VS]\d+_\d+)[A-Z]?"
+    r"|RADECSYS|EPOCH|(A|B|AP|BP)_(ORDER|DMAX|\d+_\d+)|CPDIS\d+|CPERR\d+|D2IM.*|D[PQ]\d+(\..*)?|WAT\d+_\d+"
+)
+
+
 def _header(hdus, index: int) -> fits.Header:
-    "The header of the image, filled up with cards of the primary header."
+    "The header of the image, filled up with cards of the primary header where it may be."
     header = hdus[index].header.copy()
-    if index:
-        header.extend(hdus[0].header, unique=True, strip=True)
+    if index == 0 or header.get("INHERIT") is False:
+        return header
+    primary = hdus[0].header.copy(strip=True)
+    if any(key.startswith(("CTYPE", "CRVAL", "CRPIX")) for key in header):
+        for key in [key for key in set(primary) if WCS_CARD.fullmatch(key)]:
+            primary.remove(key, remove_all=True)
+    header.extend(primary, unique=True)
     return header
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c019

@@ -8,19 +8,23 @@ __all__ = ['Entry', 'read_image_list', 'base_folder', 'working_box', 'read_band'
 # %% ../../nbs/03_inputs/05_headers.ipynb #imports
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from astropy.coordinates import FK5, ICRS, SkyCoord
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, WcsError
+from astropy.wcs.utils import wcs_to_celestial_frame
 
 from ..core.errors import Problems, Unreadable, UserError, list_some, not_read
 from ..core.geometry import Box, pixel_scale_arcsec
 from ..core.writing import absolute
 from .band import Band, weight_path
 from .fits import FitsImage, locate_image
+from .keywords import QUANTITIES, Facts, Found, card, known_elsewhere, take, whose
 from .masks import find_mask
 from ..workdir.layout import safe_name
 
@@ -34,7 +38,7 @@ class Entry:
 
 
 def read_image_list(path: Path, base: Path, problems: Problems) -> list[Entry]:
-    "Entries of the image list; relative paths start at `base`. A path listed twice is an error."
+    "Entries of the image list; relative paths start at `base`, else at the list; none may be listed twice."
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as failure:
@@ -66,12 +70,21 @@ def _entries(
     entries = []
     for number, line in lines:
         try:
-            entries.append(Entry(number, absolute(base, line, f"{path} line {number}")))
+            where = f"{path} line {number}"
+            places = [absolute(folder, line, where) for folder in (base, Path(path).absolute().parent)]
+            entries.append(Entry(number, next(filter(_is_there, places), places[0])))
         except UserError as refusal:
             problems.error(str(refusal))
     return entries
 
 
+def _is_there(path: Path) -> bool:
+    "Whether there is a file; false where the system does not say."
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+# %% ../../nbs/03_inputs/05_headers.ipynb #c007b
 def _without_repeats(entries: list[Entry], path: Path, problems: Problems) -> list[Entry]:
     "The entries with each image once; an image that is listed twice is an error."
     lines: dict[Path, list[int]] = {}
@@ -89,94 +102,137 @@ def base_folder(cfg) -> Path:
     "Folder that relative paths of the image list start from: that of the YAML file."
     return cfg.source.parent if cfg.source else Path.cwd()
 
-# %% ../../nbs/03_inputs/05_headers.ipynb #c010
-def card(header: fits.Header, key: str):
-    "Value of a card; None when it is missing, blank or unreadable."
-    try:
-        value = header.get(key)
-    except fits.VerifyError:
-        return None
-    return (
-        None
-        if isinstance(value, fits.card.Undefined) or (isinstance(value, str) and not value.strip())
-        else value
-    )
-
-
-def number(header: fits.Header, key: str) -> float:
-    "Value of a card as a float; NaN when it is missing or no number."
-    value = card(header, key)
-    try:
-        return math.nan if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-# %% ../../nbs/03_inputs/05_headers.ipynb #c010a
-def shown(header: fits.Header, key: str) -> str:
-    "How a message names a card and its value."
-    value = card(header, key)
-    return f"{key} is missing" if value is None else f"{key} = {value!r}"
+# %% ../../nbs/03_inputs/05_headers.ipynb #c012n
+def refused(facts: Facts, found: Found, problems: Problems) -> bool:
+    "Note that the rule of a quantity cannot be followed; whether that is so."
+    if found.wrong:
+        problems.error(f"{facts.path}: {found.said}; {found.cure}")
+    return found.wrong
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c013
-def band_name(path: Path, header: fits.Header, problems: Problems) -> str | None:
-    "FILTER as text."
-    value = card(header, "FILTER")
-    if value is None:
-        problems.error(f"{path}: FILTER is missing or blank; write the band's name into the header")
-    return None if value is None else str(value).strip()
+def band_name(facts: Facts, problems: Problems) -> str | None:
+    "Name of the band as text."
+    found = take(facts, "filter")
+    if not refused(facts, found, problems) and found.value is None:
+        cure = found.cure or "write the band's name into the header"
+        problems.error(f"{facts.path}: FILTER is missing or blank; {cure}")
+    return None if found.value is None else str(found.value).strip()
 
 
-def zero_point(path: Path, header: fits.Header, problems: Problems) -> float:
-    "ZP_AUTO, mag AB."
-    value = number(header, "ZP_AUTO")
-    if not abs(value) <= 100:
-        problems.error(f"{path}: {shown(header, 'ZP_AUTO')}; needs a finite AB zero point")
-    return value
+def zero_point(facts: Facts, problems: Problems) -> float:
+    "Zero point, mag AB."
+    found = take(facts, "zero_point")
+    if not refused(facts, found, problems) and not abs(found.number) <= 100:
+        problems.error(f"{facts.path}: {found.said}; needs a finite AB zero point{found.more}")
+    return found.number
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c013a
+NO_PHOTONS = 1e12  # electrons per count of an image whose sources are to have no photon noise
+
+
 def positive(
-    path: Path,  # of the image, for messages
-    header: fits.Header,  # of the image
-    key: str,  # name of the card
-    unit: str,  # that the card must have, for messages
+    facts: Facts,  # of the image
+    name: str,  # of the quantity
+    unit: str,  # that it must have, for messages
     problems: Problems,  # collects what is wrong
 ) -> float:
-    "A card that must be a positive number."
-    value = number(header, key)
-    if not (math.isfinite(value) and value > 0):
-        problems.error(f"{path}: {shown(header, key)}; needs a finite number > 0 in {unit}")
-    return value
+    "A quantity that must be a positive number; NaN where it is to be measured."
+    found = take(facts, name)
+    if found.word:
+        return NO_PHOTONS if found.word == "none" else math.nan
+    if not refused(facts, found, problems) and not (math.isfinite(found.number) and found.number > 0):
+        problems.error(f"{facts.path}: {found.said}; needs a finite number > 0 in {unit}{found.more}")
+    return found.number
 
 
-def saturate(path: Path, header: fits.Header, problems: Problems) -> float | None:
-    "SATURATE in ADU; None when it is not known."
-    value = number(header, "SATURATE")
-    if not math.isfinite(value):
-        problems.warn(f"{path}: {shown(header, 'SATURATE')}; no saturation mask for this band")
+def saturate(facts: Facts, problems: Problems) -> float | None:
+    "Saturation level in ADU; None when it is not known."
+    found = take(facts, "saturation")
+    if refused(facts, found, problems):
         return None
-    if value <= 0:
-        problems.error(f"{path}: {shown(header, 'SATURATE')}; must be positive ADU, or leave the card out")
-    return value
+    if not math.isfinite(found.number):
+        problems.warn(f"{facts.path}: {found.said}; no saturation mask for this band{found.more}")
+    elif found.number <= 0:
+        problems.error(f"{facts.path}: {found.said}; must be positive ADU, or leave the card out")
+    return found.number if math.isfinite(found.number) else None
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c013b
 def fwhm_pix(
-    path: Path,  # of the image, for messages
-    header: fits.Header,  # of the image
+    facts: Facts,  # of the image
     wcs: WCS | None,  # for the scale of a pixel; None if it is not usable
     problems: Problems,  # collects a warning if there is no FWHM
 ) -> float | None:
-    "FWHM of the PSF in pixels: PEEING, else SEEING (arcsec) over the pixel scale, else None."
-    peeing, seeing = number(header, "PEEING"), number(header, "SEEING")
-    if math.isfinite(peeing) and peeing > 0:
-        return peeing
-    if math.isfinite(seeing) and seeing > 0:
-        return seeing / pixel_scale_arcsec(wcs) if wcs else None
-    problems.warn(
-        f"{path}: {shown(header, 'PEEING')}, {shown(header, 'SEEING')}; the width of stars is measured; "
-        "where it cannot be, star apertures of 3 pix and patch_run.fallback_default_fwhm_pix are used for "
-        "this band"
-    )
+    "FWHM of the PSF in pixels: PEEING, else SEEING (arcsec) over the pixel scale, or by rule; else None."
+    ruled = [name for name in ("fwhm", "seeing") if getattr(facts.keywords, name, None) is not None]
+    found = {name: take(facts, name) for name in ruled or ("fwhm", "seeing")}
+    for name, each in found.items():
+        if each.word:
+            return None
+        refused(facts, each, problems)
+        if math.isfinite(each.number) and each.number > 0:
+            scale = 1.0 if name == "fwhm" else pixel_scale_arcsec(wcs) if wcs else math.nan
+            return each.number / scale if math.isfinite(scale) else None
+    if not any(each.wrong for each in found.values()):
+        said = ", ".join(each.said for each in found.values())
+        more = "".join(dict.fromkeys(each.more for each in found.values()))
+        problems.warn(
+            f"{facts.path}: {said}; the width of stars is measured; where it cannot be, star apertures of "
+            f"3 pix and patch_run.fallback_default_fwhm_pix are used for this band{more}"
+        )
     return None
+
+# %% ../../nbs/03_inputs/05_headers.ipynb #c014m
+REQUIRED = ("filter", "zero_point", "noise", "gain")
+
+
+def refuse_missing(facts: Facts, problems: Problems) -> dict[str, Problems]:
+    "Note in one line the cards that an image lacks, if they are several; which need no other line."
+    lacking = [name for name in REQUIRED if take(facts, name).missing]
+    if len(lacking) < 2:
+        return {}
+    rules = {name: known_elsewhere(facts.header, name) for name in lacking} | (
+        {"noise": known_elsewhere(facts.header, "noise") or "measure"} if "noise" in lacking else {}
+    )
+    cards = [QUANTITIES[name].card for name in lacking]
+    unknown = [QUANTITIES[name].card for name, rule in rules.items() if not rule]
+    keys = ", ".join(f"{name}: {rule}" for name, rule in rules.items() if rule)
+    more = f", and write {' and '.join(unknown)} into the header or give constants" if unknown else ""
+    if (preset := whose(facts.header)) is not None:
+        more += f"; or inputs.preset: {preset} for all"
+    problems.error(
+        f"{facts.path}: {', '.join(cards[:-1])} and {cards[-1]} are missing; set inputs.keywords"
+        f"{f' ({keys})' if keys else ''}{more}"
+    )
+    return dict.fromkeys(lacking, Problems())
+
+# %% ../../nbs/03_inputs/05_headers.ipynb #c015m
+MATRIX = [f"{i}_{j}" for i in (1, 2) for j in (1, 2)]
+SAME_MATRIX = 1e-6  # largest difference of two matrices, of the size of a pixel: 0.01 pix over 10000
+
+
+def without_second_matrix(header: fits.Header) -> fits.Header:
+    """A header without PC cards beside an equal CD matrix.
+
+    Raises
+    ------
+    ValueError
+        If CD and PC with CDELT contradict each other.
+    """
+    if not any(f"CD{ij}" in header for ij in MATRIX) or not any(f"PC{ij}" in header for ij in MATRIX):
+        return header
+    cd = np.array([header.get(f"CD{ij}", 0.0) for ij in MATRIX], float)
+    steps = np.repeat([header.get("CDELT1", 1.0), header.get("CDELT2", 1.0)], 2)
+    pc = steps * [header.get(f"PC{ij}", float(ij[0] == ij[2])) for ij in MATRIX]
+    worst = int(np.argmax(np.abs(cd - pc)))
+    if np.abs(cd - pc)[worst] > SAME_MATRIX * np.abs(cd).max():
+        raise ValueError(
+            f"CD{MATRIX[worst]} = {cd[worst]:.6g} against {pc[worst]:.6g} of CDELT and PC: FITS allows one "
+            "of the two matrices, delete the wrong one"
+        )
+    single = header.copy()
+    for ij in MATRIX:
+        single.remove(f"PC{ij}", ignore_missing=True)
+    return single
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c016
 WCS_CARDS = ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
@@ -208,7 +264,7 @@ def read_wcs(path: Path, header: fits.Header, problems: Problems) -> WCS | None:
 def _celestial(header: fits.Header) -> WCS:
     "The WCS; raises ValueError when it is not celestial or cannot be inverted."
     with warnings.catch_warnings(action="ignore", category=AstropyWarning):
-        wcs = WCS(header, naxis=2)
+        wcs = WCS(without_second_matrix(header), naxis=2)
     if not wcs.has_celestial:
         raise ValueError(f"CTYPE = {tuple(wcs.wcs.ctype)} is no pair of celestial axes")
     if not np.linalg.det(wcs.pixel_scale_matrix):
@@ -332,6 +388,30 @@ def _table_differences(first: WCS, second: WCS) -> list[Difference]:
             found.append(_presence(f"distortion table {name}", one is not None, two is not None))
     return found
 
+# %% ../../nbs/03_inputs/05_headers.ipynb #c023s
+SAME_GRID = 1e-3  # pixels that two images may be apart whatever their cards say
+GRID_POINTS = 5  # in x and in y
+
+
+def _directions(wcs: WCS, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "Unit vectors (ICRS) of pixel positions, [3, ...]."
+    wcs = wcs.deepcopy()  # wcslib moves PV terms elsewhere when it is first used
+    world = wcs.all_pix2world(x, y, 0)
+    lon, lat = np.radians(world[wcs.wcs.lng]), np.radians(world[wcs.wcs.lat])
+    frame = wcs_to_celestial_frame(wcs)
+    if not isinstance(frame, ICRS) and not (isinstance(frame, FK5) and frame.equinox.value == "J2000.000"):
+        place = SkyCoord(lon, lat, unit="rad", frame=frame).icrs
+        lon, lat = place.ra.rad, place.dec.rad
+    return np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+
+
+def sky_offset(first: WCS, second: WCS, shape: tuple[int, int]) -> float:
+    "Largest distance on the sky of the same pixel of two images of this shape (rows, columns), in pixels."
+    y, x = np.meshgrid(*(np.linspace(0, n - 1, GRID_POINTS) for n in shape), indexing="ij")
+    apart = np.linalg.norm(_directions(first, x, y) - _directions(second, x, y), axis=0)
+    pixels = np.degrees(2 * np.arcsin(np.minimum(apart / 2, 1))) * 3600 / pixel_scale_arcsec(first)
+    return float(np.where(np.isfinite(pixels), pixels, np.inf).max())
+
 # %% ../../nbs/03_inputs/05_headers.ipynb #c024
 def check_grid(bands: list[Band], checks, problems: Problems) -> None:
     "Compare shapes and coordinates of all bands with those of the first."
@@ -344,6 +424,11 @@ def check_grid(bands: list[Band], checks, problems: Problems) -> None:
         if checks.require_wcs_alignment:
             _check_wcs(bands[0], band, checks.wcs_tolerance, problems)
 
+# %% ../../nbs/03_inputs/05_headers.ipynb #c024w
+def _allowed(tolerance, side: int, scale: float) -> float:
+    "Pixels that images may be apart whose elements agree; `scale` of a pixel in degrees."
+    return tolerance.crpix + (tolerance.crval + tolerance.cd * side) / scale + 10 * SAME_GRID
+
 
 def _check_wcs(
     first: Band,  # whose grid all bands must have
@@ -352,11 +437,16 @@ def _check_wcs(
     problems: Problems,  # collects an error for a band that differs
 ) -> None:
     "Compare the coordinates of a band with those of the first."
+    apart = sky_offset(first.wcs, band.wcs, first.shape)
+    if apart <= SAME_GRID:
+        return
+    side, scale = max(first.shape), pixel_scale_arcsec(first.wcs) / 3600
     found = linear_differences(first.wcs, band.wcs, tolerance)
-    found += distortion_differences(first.wcs, band.wcs, tolerance, max(first.shape))
-    if found:
+    found += distortion_differences(first.wcs, band.wcs, tolerance, side)
+    if found or apart > _allowed(tolerance, side, scale):
+        reasons = [str(each) for each in found] + [f"the same pixel lies up to {apart:.3g} pix away"]
         problems.error(
-            f"{band.path}: WCS differs from that of {first.path}: {'; '.join(map(str, found))}; resample all "
+            f"{band.path}: WCS differs from that of {first.path}: {'; '.join(reasons)}; resample all "
             "images to one grid"
         )
 
@@ -379,6 +469,18 @@ def check_names(bands: list[Band], problems: Problems) -> None:
         names.setdefault(band.name, band.path)
         folders.setdefault(safe_name(band.name), band.path)
 
+# %% ../../nbs/03_inputs/05_headers.ipynb #c_sanity
+def check_sanity(bands: list[Band], use_rejected: bool, problems: Problems) -> None:
+    "Refuse images that their own pipeline rejected, or say that they are used."
+    rejected = [band.path.name for band in bands if band.rejected]
+    if not rejected:
+        return
+    said = f"SANITY = F in {list_some(rejected)}: rejected by their own pipeline"
+    if use_rejected:
+        problems.warn(f"{said}; used, as inputs.use_rejected says")
+    else:
+        problems.error(f"{said}; take them off the image list, or set inputs.use_rejected: true")
+
 # %% ../../nbs/03_inputs/05_headers.ipynb #c028
 def working_box(shape: tuple[int, int], crop, problems: Problems) -> Box:
     "The working frame inside a full frame of `shape`."
@@ -392,16 +494,24 @@ def working_box(shape: tuple[int, int], crop, problems: Problems) -> Box:
         return Box.of_shape(shape)
     return box
 
+# %% ../../nbs/03_inputs/05_headers.ipynb #c030h
+FILES = ("image", "weight", "mask")
+
+
+def hdu_of(rule, kind: str) -> int | str | None:
+    "Which HDU `inputs.hdu` means in files of a kind: one of `FILES`."
+    return rule[FILES.index(kind)] if isinstance(rule, tuple) else rule
+
 # %% ../../nbs/03_inputs/05_headers.ipynb #c031
 def read_band(entry: Entry, cfg, problems: Problems) -> Band | None:
     "The band of one entry of the image list; None when its header has an error."
     try:
-        source, header = locate_image(entry.path)
+        source, header = locate_image(entry.path, hdu_of(cfg.inputs.hdu, "image"))
     except UserError as failure:
         cure = (
             ""
             if isinstance(failure, Unreadable)
-            else f"; correct the path or the file (relative paths start at {base_folder(cfg)})"
+            else f"; correct the path or the file (relative paths start at {base_folder(cfg)}, or the list)"
         )
         problems.error(f"{cfg.inputs.image_list_file} line {entry.line}: {failure}{cure}")
         return None
@@ -419,40 +529,47 @@ def _band(
     problems: Problems,  # collects what is wrong with cards and weight map
 ) -> Band:
     "The band of an image; without errors among the problems it can be used."
-    path = source.path
-    wcs = read_wcs(path, header, problems)
-    level = saturate(path, header, problems)
-    zp = zero_point(path, header, problems)
+    facts = Facts(source.path, header, cfg.inputs.keywords)
+    told = refuse_missing(facts, problems)
+    wcs = read_wcs(source.path, header, problems)
+    level = saturate(facts, problems)
+    zp = zero_point(facts, told.get("zero_point", problems))
     return Band(
-        name=band_name(path, header, problems) or "",
+        name=band_name(facts, told.get("filter", problems)) or "",
         source=source,
         wcs=wcs,
         zp_auto=zp,
         scale=10 ** (-0.4 * (zp - cfg.image_scaling.zp_ref)) if abs(zp) <= 100 else math.nan,
-        skysig=positive(path, header, "SKYSIG", "ADU", problems),
-        egain=positive(path, header, "EGAIN", "e-/ADU", problems),
+        skysig=positive(facts, "noise", "ADU", told.get("noise", problems)),
+        egain=positive(facts, "gain", "e-/ADU", told.get("gain", problems)),
         saturate=level,
         saturation_level=None if level is None else level / cfg.source_saturation_cut.saturation_divisor,
-        fwhm_pix=fwhm_pix(path, header, wcs, problems),
+        fwhm_pix=fwhm_pix(facts, wcs, problems),
         crop=Box.of_shape(source.shape),
-        weight=_weight(source, cfg.inputs.weight_suffix, problems),
+        weight=_weight(source, cfg.inputs, problems),
         mask=find_mask(source, weight_path, cfg.inputs, problems),
+        rejected=card(header, "SANITY") in (False, "F"),
     )
 
 # %% ../../nbs/03_inputs/05_headers.ipynb #c031b
-def _weight(source: FitsImage, suffix: str | None, problems: Problems) -> FitsImage | None:
+def _weight(source: FitsImage, inputs, problems: Problems) -> FitsImage | None:
     "The weight map beside an image, when weight maps are in use."
+    suffix = inputs.weight_suffix
     if suffix is None:
         return None
     try:
-        weight, _ = locate_image(weight_path(source.path, suffix))
+        weight, _ = locate_image(weight_path(source.path, suffix), hdu_of(inputs.hdu, "weight"))
     except UserError as failure:
         problems.error(
             f"{source.path}: weight map (inputs.weight_suffix = {suffix!r}): {failure}; add it, or set the "
             "key to null"
         )
         return None
-    if weight.shape != source.shape:
+    if weight == source:
+        problems.error(
+            f"{source.path}: inputs.weight_suffix = {suffix!r} leads to the image itself; correct the key"
+        )
+    elif weight.shape != source.shape:
         problems.error(
             f"{weight.path}: shape {weight.shape} differs from {source.shape} of {source.path}; the weight "
             "map must lie on the image's grid"
@@ -478,6 +595,7 @@ def read_bands(cfg, problems: Problems) -> tuple[Band, ...]:
     bands = [band for entry in entries if (band := read_band(entry, cfg, problems))]
     if not bands:
         return ()
+    check_sanity(bands, cfg.inputs.use_rejected, problems)
     check_names(bands, problems)
     check_grid(bands, cfg.checks, problems)
     box = working_box(bands[0].shape, cfg.crop, problems)

@@ -11,11 +11,13 @@ from functools import lru_cache
 from math import isqrt
 
 import numpy as np
+from astropy.io import fits
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..core.errors import not_read
 from ..core.geometry import Box
-from .fits import FitsImage
+from .fits import READ_ERRORS, FitsImage
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c006
 ROWS_SAMPLED = 32  # of an image, evenly spread
@@ -25,6 +27,7 @@ SIGMA_OF_DIFFERENCE = 1.4826 / np.sqrt(2)  # noise of a pixel over the median di
 COARSE = 3.0  # noise in steps below which equal neighbours mean nothing
 FINE = 12.0  # noise in steps above which nine equal neighbours do not happen by chance
 BLOCK, COARSE_BLOCK = 9, 25  # pixels of the smallest block without data, above and below `FINE`
+COARSE_GRAIN = 2.0  # noise in grains below which nearly equal neighbours mean nothing
 FLAT_TOP = 50.0  # height over the sky, in its noise, above which equal pixels are the top of a star
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c006a
@@ -35,11 +38,12 @@ class SkySample:
     level: float  # median of the pixels
     noise: float  # of a pixel, 1-sigma
     step: float  # from one value to the next
+    grain: float = 0.0  # by how much equal values may differ after a lossy compression
 
     @property
     def is_coarse(self) -> bool:
         "Whether neighbours are equal too often to mean anything."
-        return self.noise < COARSE * self.step
+        return self.noise < max(COARSE * self.step, COARSE_GRAIN * self.grain)
 
     @property
     def least(self) -> int | None:
@@ -53,6 +57,27 @@ class SkySample:
         "Counts above which a block is the top of a saturated star."
         top = self.level + FLAT_TOP * self.noise
         return top if np.isfinite(top) else np.inf
+
+# %% ../../nbs/03_inputs/02_no_data.ipynb #c006g
+USUAL_GRAIN = 0.9  # quantile of the quantisation steps of an image's tiles
+
+
+def dither_grain(image: FitsImage) -> float:
+    "By how much pixels of one value may differ, counts: the step of a quantisation with dither, else 0."
+    if not image.tiled:
+        return 0.0
+    try:
+        with fits.open(image.path, disable_image_compression=True) as hdus:
+            table = hdus[image.hdu]
+            if "DITHER" not in str(table.header.get("ZQUANTIZ", "")) or "ZSCALE" not in table.columns.names:
+                return 0.0
+            steps = np.asarray(table.data["ZSCALE"], float)
+    except READ_ERRORS as failure:
+        raise not_read(
+            image.path, failure, f"cannot read its tiles ({failure}); make the file again"
+        ) from failure
+    steps = steps[np.isfinite(steps) & (steps > 0)]
+    return float(np.quantile(steps, USUAL_GRAIN)) if steps.size else 0.0
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c007
 def sample_rows(image: FitsImage) -> np.ndarray:
@@ -68,11 +93,14 @@ def _sampled(image: FitsImage, size: int, changed: int) -> SkySample:
     rows = sample_rows(image).astype(np.float64)
     with np.errstate(invalid="ignore"):
         change = np.abs(np.diff(rows, axis=1))
-    told = np.isfinite(change) & (change > 0)
+    grain = dither_grain(image)
+    told = np.isfinite(change) & (change > grain)
     if np.count_nonzero(told) < FEWEST_PIXELS:
-        return SkySample(np.nan, np.nan, np.nan)
+        return SkySample(np.nan, np.nan, np.nan, grain)
     small, median = np.quantile(change[told], (SMALL_DIFFERENCE, 0.5))
-    return SkySample(float(np.median(rows[:, :-1][told])), float(SIGMA_OF_DIFFERENCE * median), float(small))
+    return SkySample(
+        float(np.median(rows[:, :-1][told])), float(SIGMA_OF_DIFFERENCE * median), float(small - grain), grain
+    )
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c007a
 def sky_sample(image: FitsImage) -> SkySample:
@@ -165,13 +193,41 @@ def equal_blocks(values: np.ndarray, least: int = BLOCK) -> np.ndarray | None:
         joined(first, second, least, found.reshape(-1))
     return found if found.any() else None
 
+# %% ../../nbs/03_inputs/02_no_data.ipynb #c013c
+SQUARE = 5  # side of the smallest block in a dithered image, pixels
+
+
+def has_runs(values: np.ndarray, grain: float) -> bool:
+    "Whether five neighbours agree within `grain` (counts) in two rows, one of them skipped between."
+    for y in range(0, len(values), PIECE_ROWS):
+        part = values[y : y + PIECE_ROWS + 2 : 2]
+        near = np.abs(part[:, 1:] - part[:, :-1]) <= grain
+        near = near[:-1] & near[1:]
+        if np.count_nonzero(near) >= SQUARE - 1:
+            runs = near[:, 3:] & near[:, 2:-1] & near[:, 1:-2] & near[:, :-3]
+            if runs.any():
+                return True
+    return False
+
+
+def smooth_squares(values: np.ndarray, grain: float) -> np.ndarray | None:
+    "Pixels [h, w] in squares whose neighbours agree within `grain` (counts); None where there are none."
+    with np.errstate(invalid="ignore"):
+        if min(values.shape) < SQUARE or not has_runs(values, grain):
+            return None
+        right = np.abs(values[:, 1:] - values[:, :-1]) <= grain
+        above = np.abs(values[1:] - values[:-1]) <= grain
+    found = equal_squares(right, above, SQUARE)
+    return found if found.any() else None
+
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c015
 def read_counts(image: FitsImage, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
     "Counts inside `box` (full frame), and which of them belong to blocks of equal ones; None: no block."
-    least = sky_sample(image).least
-    if least is None:
+    sample = sky_sample(image)
+    if sample.least is None:
         return image.section(box), None
-    around = box.grow(least - 1).clip(Box.of_shape(image.shape))
-    counts = image.section(around)
-    here, blocks = box.shift(-around.x0, -around.y0).slices, equal_blocks(counts, least)
+    margin = SQUARE if sample.grain else sample.least
+    around = box.grow(margin - 1).clip(Box.of_shape(image.shape))
+    counts, here = image.section(around), box.shift(-around.x0, -around.y0).slices
+    blocks = smooth_squares(counts, sample.grain) if sample.grain else equal_blocks(counts, sample.least)
     return counts[here], None if blocks is None else blocks[here]

@@ -58,7 +58,7 @@ def _place(place: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The node below each place (in boxes, 0 = first node) that a line is drawn from, and the share of the
     next.
     """
-    first = np.clip(np.floor(place).astype(int), 0, max(count - 2, 0))
+    first = np.clip(np.nan_to_num(np.floor(place)), 0, max(count - 2, 0)).astype(int)
     return first, (place - first if count > 1 else np.zeros(place.shape))
 
 # %% ../../nbs/03_inputs/01_sky_map.ipynb #c007b

@@ -162,7 +162,11 @@ def source_bits(
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #mask_code3
 def mask_bits(
-    payload: Payload, bands: list[str], psfs: dict, kind: np.ndarray, result: FitResult
+    payload: Payload,  # with the bits of its bands
+    bands: list[str],  # names of those of the result
+    psfs: dict,  # `PatchPSF` by band
+    kind: np.ndarray,  # `Kind` of all sources, [S]
+    result: FitResult,  # positions and shapes
 ) -> np.ndarray:
     "The bits in the cores of all sources in `bands`, those of `result`, int64 [S, B]."
     cuts = {cut.name: cut for cut in payload.bands if cut.bits is not None and cut.name in bands}
@@ -180,9 +184,14 @@ def mask_bits(
         found[s, columns] = source_bits([cut.bits for cut in cuts.values()], int(kind[s]), theta[s], pixels)
     return found
 
-
-def mask_columns(payload: Payload, psfs: dict, kind: np.ndarray, results: Sequence[FitResult]) -> dict:
-    "`mask_{band}` of all bands; `results`: one for all bands, or one for each."
+# %% ../../nbs/07_patches/03_catalog.ipynb #mask_code4
+def mask_columns(
+    payload: Payload,  # with the bits of its bands
+    psfs: dict,  # `PatchPSF` by band
+    kind: np.ndarray,  # `Kind` of all sources, [S]
+    results: Sequence[FitResult],  # one for all bands, or one for each
+) -> dict:
+    "`mask_{band}` of all bands."
     names = [cut.name for cut in payload.bands]
     groups = [names] if len(results) == 1 else [[name] for name in names]
     return {
@@ -238,6 +247,14 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #user_sky
+def add_sky_maps(columns: dict[str, object], payload: Payload) -> None:
+    "Add the sky that was taken off each band, at the start positions, to `sky_{band}_fit`; changed in place."
+    x, y = (payload.sources[name].to_numpy(float) for name in ("x_pix_patch", "y_pix_patch"))
+    for cut in payload.bands:
+        if cut.sky is not None:
+            columns[f"sky_{cut.name}_fit"] = columns[f"sky_{cut.name}_fit"] + cut.sky.at(x, y)
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013d
 def patch_catalog(
     payload: Payload,  # what was fitted
@@ -260,6 +277,7 @@ def patch_catalog(
         **mask_columns(payload, psfs, kind, results),
     }
     columns |= saturation_columns(payload.bands, results, columns)
+    add_sky_maps(columns, payload)
     declared = fit_columns(list(psfs), together)
     order = [c.name for c in declared if c.name in columns]
     fitted = pd.DataFrame(columns, index=payload.sources.index)[order]

@@ -13,7 +13,7 @@ import numpy as np
 from ..epsf.patch_psf import PatchPSF, psf_for_patch, psf_of_model
 from ..fit.problem import BandData, FitOptions, FitProblem, Kind, PixelPSF, Sources
 from ..inputs.band import MaskBit
-from ..inputs.start_values import priors_from_errors, start_shapes
+from ..inputs.start_values import column_or_nan, priors_from_errors, start_shapes
 from .geometry import Patch
 from .payload import BandCut, Payload
 from ..workdir.layout import Layout
@@ -76,6 +76,7 @@ def fit_sources(payload: Payload, cfg) -> Sources:
         lnre_sigma=priors.lnre,
         ee1_sigma=priors.ee1,
         ee2_sigma=priors.ee2,
+        re_guessed=~np.isfinite(column_or_nan(table, "Re")),
         flux_prior_mean=priors.flux_mean,
         flux_prior_sigma=priors.flux_sigma,
     )
@@ -116,7 +117,7 @@ def with_saturation(payload: Payload, psfs: dict[str, PatchPSF]) -> Payload:
     return replace(payload, bands=tuple(marked(cut) for cut in payload.bands))
 
 # %% ../../nbs/07_patches/02_problem.ipynb #sky
-SKY_PRIOR_SIGMAS = 0.0015  # width of the prior on a patch's constant after a map, in noise of a pixel
+SKY_PRIOR_SIGMAS = 0.001  # width of the prior on a patch's constant after a map, in noise of a pixel
 
 
 def sky_prior(cut: BandCut, choice: str) -> float:

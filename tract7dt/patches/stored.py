@@ -128,6 +128,17 @@ def draw_model(
         draw(Scene.fitted(one, fitted, flux[:, part]), model[part])
     return model
 
+# %% ../../nbs/07_patches/06_stored.ipynb #constant
+def without_maps(sources: pd.DataFrame, payload: Payload) -> pd.DataFrame:
+    "Sources of a payload whose `sky_{band}_fit` is only what was fitted, without the sky taken off before."
+    x, y = (sources[name].to_numpy(float) for name in ("x_pix_patch", "y_pix_patch"))
+    fitted = {
+        name: sources[name] - cut.sky.at(x, y)
+        for cut in payload.bands
+        if cut.sky is not None and (name := f"sky_{cut.name}_fit") in sources
+    }
+    return sources.assign(**fitted)
+
 # %% ../../nbs/07_patches/06_stored.ipynb #c015
 @dataclass(frozen=True, repr=False)
 class StoredFit:
@@ -143,7 +154,8 @@ class StoredFit:
     def model(self) -> np.ndarray:
         "Model images with sky [bands, rows, columns], float32, in the order of `payload.bands`."
         with threadpools().limit(limits=1, user_api="blas"):
-            return draw_model(self.problem, self.sources, self.together)
+            constant = without_maps(self.sources, self.payload)
+            return draw_model(self.problem, constant, self.together)
 
     def place(self, band: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Fitted positions (x, y) of all sources in the region of interest.

@@ -13,6 +13,8 @@ from ..config.schema import Config
 from ..core.resources import worker_count
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
+from ..tile.noise import factors_of, stated_by
+from ..tile.sky import sky_lines
 from ..tile.tile import Tile, share_lines
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025
@@ -24,7 +26,8 @@ def depth(band, zp_ref: float, fwhm_pix: float | None) -> float:
     "AB magnitude of a point source of S/N 5 for a FWHM; NaN without one."
     if fwhm_pix is None:
         return float("nan")
-    return zp_ref - 2.5 * np.log10(DEPTH_SNR * band.sky_sigma * np.sqrt(4 * np.pi) * fwhm_pix / FWHM_OF_SIGMA)
+    noise = band.sky_sigma * factors_of(band, fwhm_pix)[1]
+    return zp_ref - 2.5 * np.log10(DEPTH_SNR * noise * np.sqrt(4 * np.pi) * fwhm_pix / FWHM_OF_SIGMA)
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025b
 def memory_gb(tile: Tile, cfg: Config) -> float:
@@ -46,10 +49,37 @@ def fit_seconds(sources: int, bands: int, workers: int) -> float:
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c026l
 def band_line(band, zp_ref: float, fwhm_pix: float | None) -> str:
     "What a band is like; the width is that of its stars, or the header's where there are none."
-    return (
-        f"  {band.name}: FWHM {fwhm_pix or float('nan'):.2f} pix, sky noise {band.sky_sigma:.4g} scaled "
-        f"counts, depth {depth(band, zp_ref, fwhm_pix):.2f} mag, {band.path}"
-    )
+    facts = [f"sky noise {band.sky_sigma:.4g} scaled counts"]
+    if fwhm_pix is not None:
+        facts = [f"FWHM {fwhm_pix:.2f} pix", *facts, f"depth {depth(band, zp_ref, fwhm_pix):.2f} mag"]
+    return f"  {band.name}: {', '.join(facts)}, {band.path}"
+
+# %% ../../nbs/10_pipeline/08_estimate.ipynb #c026n
+NOISE_AGREES = 0.05  # relative difference of stated and measured noise that is not worth a word
+USUAL_FWHM = 3.0  # pixels, for a band whose stars nobody has measured
+
+
+def noise_line(band, fwhm_pix: float | None) -> str:
+    "How the noise of a band, as stated, compares with blank sky."
+    if band.noise is None:
+        return f"  {band.name}: not measured; pixels count as independent"
+    pixel, star, galaxy = factors_of(band, fwhm_pix or USUAL_FWHM)
+    told, noise = stated_by(band), band.sky_sigma
+    blank = f"blank sky {noise * pixel:.4g}, {told} {noise:.4g} scaled counts" if told == "header" else ""
+    if abs(pixel - 1) > NOISE_AGREES or told != "header":
+        blank += f"{' (' if blank else ''}blank sky is {pixel:.2f} of the {told}{')' if blank else ''}"
+    return f"  {band.name}: {blank}; factor {star:.2f} for a star, {galaxy:.2f} for a galaxy twice as wide"
+
+
+def noise_lines(tile: Tile, widths: dict[str, float | None]) -> list[str]:
+    "A heading, and a line for each band."
+    lines = [noise_line(band, widths.get(band.name) or band.fwhm_pix) for band in tile.bands]
+    return ["noise of a pixel, and the factor of errors over those of independent pixels:", *lines]
+
+# %% ../../nbs/10_pipeline/08_estimate.ipynb #c026reg
+def registration_lines(tile: Tile) -> list[str]:
+    "Where the catalog lies on the images; nothing where that was not asked for."
+    return [] if tile.registration is None else [f"catalog against images: {tile.registration.text}"]
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c026a
 def report(
@@ -69,7 +99,9 @@ def report(
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:",
         *bands,
-        *(f"  {line}" for line in share_lines(tile.bands, tile.no_data, tile.rejected)),
+        *(f"  {line}" for line in (*share_lines(tile.bands, tile.no_data, tile.rejected), *sky_lines(tile))),
+        *noise_lines(tile, widths),
+        *registration_lines(tile),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "
         "detections",

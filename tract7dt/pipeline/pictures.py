@@ -38,6 +38,7 @@ from tract7dt.plots.field import (
     bright_mask_overlay,
     display_step,
     gaia_overlay,
+    sky_sheet,
     white_after_crop,
     white_before_crop,
     white_overlay,
@@ -134,13 +135,20 @@ def put_thinned(
     seen = part[row * step - box.y0 :: step, column * step - box.x0 :: step]
     thinned[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
 
+# %% ../../nbs/10_pipeline/04_pictures.ipynb #uncrop
+def uncrop(band: Band) -> Band:
+    "A band whose working frame is its full frame; its sky goes on beyond the crop as a straight line."
+    crop, sky = band.crop, band.sky
+    moved = None if sky is None else replace(sky, x0=sky.x0 + crop.x0, y0=sky.y0 + crop.y0)
+    return replace(band, crop=Box.of_shape(band.shape), sky=moved)
+
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c010a
 def thinned_white(tile: Tile, step: int) -> np.ndarray:
     "The white stack of the full frame, before the crop: every `step`-th pixel."
     first = tile.bands[0]
     thinned = np.full(tuple(-(-side // step) for side in first.shape), np.nan, np.float32)
     put_thinned(thinned, step, tile.white, first.crop)
-    uncropped = [replace(band, crop=Box.of_shape(first.shape)) for band in tile.bands]
+    uncropped = [uncrop(band) for band in tile.bands]
     for box in rim_boxes(first.shape, first.crop):
         put_thinned(thinned, step, stack_strip(uncropped, box).white, box)
     return thinned
@@ -174,6 +182,14 @@ def draw_load(tile: Tile, cfg: Config, layout: Layout) -> None:
         )
         if overlay.zoom_enabled:
             warn(draw_zoom(tile, cfg, layout))
+
+# %% ../../nbs/10_pipeline/04_pictures.ipynb #draw_sky
+def draw_sky(tile: Tile, cfg: Config, layout: Layout) -> None:
+    "Draw the sky that was taken off each band, where it was measured."
+    remove(layout.sky_sheet)
+    maps = {band.name: (band.sky, band.sky_sigma) for band in tile.bands if band.sky is not None}
+    if maps:
+        warn(draw(layout.sky_sheet, cfg.plotting.dpi, sky_sheet, maps, tile.shape))
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c011z
 def draw_zoom(tile: Tile, cfg: Config, layout: Layout) -> str:

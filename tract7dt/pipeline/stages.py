@@ -35,6 +35,7 @@ from ..tile.bright_mask import mask_bright_sources, write_bright_mask
 from ..tile.gaia import augment_gaia, write_augmented
 from ..tile.load import load_inputs
 from ..tile.noise import write_noise
+from ..tile.sky import write_skies
 from ..tile.tile import Tile, TileState, load_state, save_state, write_wcs
 from ..workdir.layout import Layout
 from tract7dt.workdir.manifest import (
@@ -106,6 +107,7 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
         inputs = inputs_now(cfg)
         tile = replace(load_inputs(cfg), inputs=inputs)
         write_wcs(tile, layout)
+        write_skies(tile, layout)
         write_noise(tile, layout)
     layout.augmented_catalog(cfg.inputs.input_catalog).unlink(missing_ok=True)
     if cfg.zp.enabled:
@@ -113,6 +115,7 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
             tile = augment_gaia(tile, cfg)
             write_augmented(tile, layout, cfg.inputs.input_catalog)
     draw("the load", pictures.draw_load, tile, cfg, layout)
+    draw("the sky", pictures.draw_sky, tile, cfg, layout)
     draw("the augmentation", pictures.draw_gaia, tile, cfg, layout)
     layout.bright_mask_fits.unlink(missing_ok=True)
     if cfg.bright_mask.enabled:

@@ -17,17 +17,28 @@ import pandas as pd
 from astropy.io import fits
 
 from ..config.load import load_config
-from ..config.schema import Config
+from ..config.schema import Config, Inputs
 from ..core.columns import all_columns, as_declared, fitted_bands
 from ..core.errors import Problems, UserError, list_some
 from ..core.geometry import Box, Cell, make_cells
 from ..core.reading import damaged, quiet, read_csv, read_json, reading
 from ..inputs.band import Band
 from ..inputs.catalog import canonical_names
-from ..inputs.headers import Entry, base_folder, read_band, read_bands, read_image_list, working_box
+from ..inputs.fits import locate_image
+from tract7dt.inputs.headers import (
+    Entry,
+    base_folder,
+    hdu_of,
+    read_band,
+    read_bands,
+    read_image_list,
+    working_box,
+)
+from ..inputs.keywords import Facts
 from ..patches.geometry import Patch
 from .merge import is_as_written, read_catalog
 from ..tile.load import calibrate_weights
+from ..tile.sky import with_saved_sky
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -158,11 +169,12 @@ def listed_bands(layout: Layout) -> list[str]:
 
 # %% ../../nbs/08_results/03_finished.ipynb #open_bands
 def open_bands(cfg: Config) -> tuple[Band, ...]:
-    "All bands of a configuration, no pixels."
+    "All bands of a configuration, calibrated, with the sky that its run took off them."
     problems = Problems()
     bands = read_bands(cfg, problems)
     problems.raise_if_any()
-    return calibrate_weights(bands, cfg.inputs.weight_type)
+    bands = calibrate_weights(bands, cfg.inputs.weight_type)
+    return tuple(with_saved_sky(band, Layout.of(cfg.outputs)) for band in bands)
 
 # %% ../../nbs/08_results/03_finished.ipynb #bright_pixels
 def read_bright_mask(layout: Layout, shape: tuple[int, int]) -> np.ndarray:
@@ -371,21 +383,31 @@ def open_run(source) -> FinishedRun:
 
 # %% ../../nbs/08_results/03_finished.ipynb #c011b
 @lru_cache(maxsize=256)
-def filter_of(path: Path, changed_ns: int, size: int) -> str:
-    """The FILTER card of an image; empty without one.
+def name_of(
+    path: Path,  # of the image
+    changed_ns: int,  # time of its last change, nanoseconds
+    size: int,  # of the file, bytes
+    rules: str,  # the section `inputs` of the configuration, JSON
+) -> str:
+    """The name of the band of an image, empty without one.
 
     Time and size of the file make sure that another file is read again.
     """
-    with fits.open(path) as hdus:
-        return next((str(hdu.header["FILTER"]).strip() for hdu in hdus if "FILTER" in hdu.header), "")
+    inputs = Inputs.model_validate(json.loads(rules))
+    try:
+        _, header = locate_image(path, hdu_of(inputs.hdu, "image"))
+    except UserError:
+        return ""
+    return Facts(path, header, inputs.keywords).band
 
 
-def files_by_band(paths) -> dict[str, Path]:
-    "The first file of each FILTER card, of those that exist now."
+def files_by_band(paths, inputs: Inputs) -> dict[str, Path]:
+    "The first file of each band, of those that exist now."
     found: dict[str, Path] = {}
     for path in filter(Path.is_file, paths):
         state = path.stat()
-        found.setdefault(filter_of(path, state.st_mtime_ns, state.st_size), path)
+        name = name_of(path, state.st_mtime_ns, state.st_size, inputs.model_dump_json())
+        found.setdefault(name, path)
     return found
 
 # %% ../../nbs/08_results/03_finished.ipynb #c011
@@ -405,14 +427,14 @@ def image_paths(run: FinishedRun) -> list[Path]:
 
 # %% ../../nbs/08_results/03_finished.ipynb #c011a
 def open_band(run: FinishedRun, name: str) -> Band:
-    """The band called `name`: what its header says; no pixels are read.
+    """The band called `name`: what its header says, and its noise where that is measured.
 
     Raises
     ------
     UserError
         If its image is not there any more.
     """
-    problems, path = Problems(), files_by_band(image_paths(run)).get(name)
+    problems, path = Problems(), files_by_band(image_paths(run), run.cfg.inputs).get(name)
     if path is None or not path.is_file():
         raise UserError(
             f"the image of band {name} is not where it was when the run was made, "
@@ -421,4 +443,6 @@ def open_band(run: FinishedRun, name: str) -> Band:
     band = read_band(Entry(0, path), run.cfg, problems)
     problems.raise_if_any()
     assert band is not None, "a band that cannot be read is a problem, which was raised"
-    return replace(band, crop=working_box(band.shape, run.cfg.crop, problems))
+    band = replace(band, crop=working_box(band.shape, run.cfg.crop, problems))
+    band = calibrate_weights([band], run.cfg.inputs.weight_type)[0]
+    return with_saved_sky(band, run.layout)

@@ -32,7 +32,7 @@ from ..core.errors import UserError, list_some
 from ..core.geometry import to_sky
 from ..core.reading import damaged, quiet, read_csv, reading
 from ..core.writing import atomic_path, file_fingerprint
-from ..fit.flags import FitFlag, describe_flags, is_reliable
+from ..fit.flags import FitFlag, describe_flags, is_negative, is_reliable
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -116,6 +116,30 @@ def psf_flags(seen: np.ndarray, own: np.ndarray) -> np.ndarray:
     short = (seen & own).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
     return combined({FitFlag.ANALYTIC_PSF: short, FitFlag.ANALYTIC_PSF_IN_BAND: (seen & ~own).any(axis=1)})
 
+# %% ../../nbs/08_results/01_merge.ipynb #neg
+def negative_in(table: pd.DataFrame, bands) -> np.ndarray:
+    "Whether the flux of each source in each band is negative beyond doubt, bool [rows, bands]."
+    missing = pd.Series(np.nan, table.index)
+    return np.stack(
+        [
+            is_negative(
+                *(
+                    table.get(f"{name}_{band}_fit", missing).to_numpy(float, na_value=np.nan)
+                    for name in ("FLUX", "FLUXERR")
+                )
+            )
+            for band in bands
+        ],
+        axis=1,
+    )
+
+
+def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    "Bit mask (int64) per row of negative fluxes; as `psf_flags`, with bands that are `negative`."
+    left, some = (seen & own & ~negative).sum(axis=1), negative.any(axis=1)
+    short = some & (left < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9)
+    return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
+
 # %% ../../nbs/08_results/01_merge.ipynb #sat02
 WINGS_NEEDED = 0.5  # of the profile of a saturated source that must be left
 
@@ -161,8 +185,9 @@ def add_verdicts(table: pd.DataFrame, bands) -> pd.DataFrame:
     seen = np.stack(
         [np.isfinite(table[f"FLUXERR_{band}_fit"].to_numpy(float, na_value=np.nan)) for band in bands], axis=1
     )
-    good = is_reliable(flags)[:, None] & seen & own & ~lost_cores(table, bands)
-    flags = flags | psf_flags(seen, own)
+    negative = negative_in(table, bands)
+    good = is_reliable(flags)[:, None] & seen & own & ~negative & ~lost_cores(table, bands)
+    flags = flags | psf_flags(seen, own) | negative_flags(seen, own, negative)
     columns = {f"reliable_{band}": good[:, b] for b, band in enumerate(bands)}
     return table.assign(excluded_reason=final_reasons(table, flags), **verdict(flags), **columns)
 
@@ -173,18 +198,25 @@ def flags_in_bands(table: pd.DataFrame, bands) -> np.ndarray:
     for band in bands:
         own = table[f"fit_flags_{band}"].fillna(0).to_numpy(np.int64)
         fallback = table[f"psf_source_{band}"].fillna("").eq("analytic").to_numpy(bool)
-        columns.append(
-            own | common | combined({FitFlag.ALL_PSF_FALLBACK: fallback, FitFlag.ANALYTIC_PSF: fallback})
-        )
+        negative = own & int(FitFlag.NEGATIVE_FLUX_IN_BAND) != 0
+        of_band = {
+            FitFlag.ALL_PSF_FALLBACK: fallback,
+            FitFlag.ANALYTIC_PSF: fallback,
+            FitFlag.NEGATIVE_FLUX: negative,
+        }
+        columns.append(own | common | combined(of_band))
     return np.stack(columns, axis=1)
 
 
 def summary_flags(table: pd.DataFrame, by_band: np.ndarray) -> np.ndarray:
-    "One bit mask per row from those of its bands [rows, bands]; analytic PSFs are counted as in a joint fit."
+    """One bit mask per row from those of its bands [rows, bands].
+
+    Analytic PSFs and negative fluxes are counted as in a joint fit.
+    """
     some = {flag: (by_band & int(flag) != 0) for flag in (FitFlag.NO_DATA, FitFlag.NO_DATA_IN_BAND)}
     nothing = some[FitFlag.NO_DATA].all(axis=1)
-    hidden = int(FitFlag.NO_DATA | FitFlag.ALL_PSF_FALLBACK | FitFlag.ANALYTIC_PSF)
-    analytic = by_band & int(FitFlag.ANALYTIC_PSF) != 0
+    hidden = int(FitFlag.NO_DATA | FitFlag.ALL_PSF_FALLBACK | FitFlag.ANALYTIC_PSF | FitFlag.NEGATIVE_FLUX)
+    analytic, negative = (by_band & int(f) != 0 for f in (FitFlag.ANALYTIC_PSF, FitFlag.NEGATIVE_FLUX))
     seen = np.where(
         some[FitFlag.NO_DATA] & ~nothing[:, None], int(FitFlag.NO_DATA_IN_BAND), by_band & ~hidden
     )
@@ -192,6 +224,7 @@ def summary_flags(table: pd.DataFrame, by_band: np.ndarray) -> np.ndarray:
         np.bitwise_or.reduce(seen, axis=1)
         | common_flags(table)
         | psf_flags(~some[FitFlag.NO_DATA], ~analytic)
+        | negative_flags(~some[FitFlag.NO_DATA], ~analytic, negative)
         | combined({FitFlag.NO_DATA: nothing, FitFlag.ALL_PSF_FALLBACK: all_fallback(table)})
     )
 

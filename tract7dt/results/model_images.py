@@ -63,12 +63,17 @@ class BandSources:
         return FittedSource(int(self.kind[s]), self.theta[s], self.flux[s : s + 1].astype(np.float32), begin)
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c007a
-def skies(catalog: pd.DataFrame, band: str) -> dict[str, float]:
-    """Fitted sky of each patch in scaled counts per pixel, by its tag.
+def skies(catalog: pd.DataFrame, band: Band) -> dict[str, float]:
+    """What was fitted of the sky of each patch beyond the map that is taken off, by its tag.
 
-    A patch of many sources is fitted in subfields, each with its own sky: then the median of the sources.
+    In scaled counts per pixel. A patch of many sources is fitted in subfields, each with its own sky: then
+    the median of the sources.
     """
-    sky = catalog.groupby("patch_tag")[f"sky_{band}_fit"].median().dropna()
+    table = catalog.assign(sky=catalog[f"sky_{band.name}_fit"].astype(float))
+    if band.sky is not None:
+        place = (table[name].to_numpy(float) for name in ("x_pix_white", "y_pix_white"))
+        table["sky"] -= band.sky.at(*place)
+    sky = table.groupby("patch_tag")["sky"].median().dropna()
     return sky.drop("", errors="ignore").to_dict()
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009
@@ -120,10 +125,10 @@ def draw_strip(
     run: FinishedRun,  # whose patches and PSFs they are
     band: Band,  # that is drawn
     sources: BandSources,  # those of the band
-    sky: dict[str, float],  # sky of the patches by tag, scaled counts per pixel
+    sky: dict[str, float],  # sky of the patches by tag, as `skies` gives it
     box: Box,  # the strip, in the working frame
 ) -> np.ndarray:
-    "The model of a strip of the working frame, float32 [h, w], scaled counts."
+    "The model of a strip of the pixels that `band.read` gives, float32 [h, w], scaled counts."
     image = np.full(box.shape, np.median(list(sky.values())) if sky else 0.0, np.float32)
     for tag, level in sky.items():
         part = run.patches[tag].base.clip(box)
@@ -188,7 +193,7 @@ def write_band(
     bar,  # progress bar, counts strips
 ) -> BandModel:
     "Write model and residual of one band."
-    sources, sky, sample = BandSources.of(catalog, band.name), skies(catalog, band.name), []
+    sources, sky, sample = BandSources.of(catalog, band.name), skies(catalog, band), []
     paths = {"model": run.layout.model_image(band.name), "residual": run.layout.residual_image(band.name)}
     files = [
         (path, image_header(band, run.cfg.image_scaling.zp_ref, content)) for content, path in paths.items()
@@ -200,7 +205,7 @@ def write_band(
             unmasked = pixels.good & (run.bright_mask[box.slices] == 0)
             sample.append((residual / pixels.sky_sigma)[unmasked][::STEP])
             residual[(pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) != 0] = np.nan
-            model_file.write(model)
+            model_file.write(model if band.sky is None else model + band.sky.image(box))
             residual_file.write(residual)
             bar.update()
     return BandModel(band.name, len(sources.kind), robust_scatter(np.concatenate(sample)), *paths.values())

@@ -7,9 +7,11 @@ __all__ = ['calibrate_weights', 'load_inputs']
 
 # %% ../../nbs/04_tile/05_load.ipynb #imports
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -18,14 +20,16 @@ import pandas as pd
 
 from ..core.errors import Problems, list_some
 from ..core.geometry import Box, to_sky
-from ..inputs.band import Band, relative_factor
+from ..inputs.band import Band, median_weight, relative_factor
 from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
 from ..inputs.headers import read_bands
 from ..inputs.no_data import sky_sample
+from ..inputs.noise import measured_noise
 from ..inputs.weights import photon_share
 from .exclusion import add_state, drop_result_columns, locate, near_saturation
 from .noise import with_noise
+from .registration import with_registration
 from .sky import measure_sky
 from .stack import Stack, prepare_workers, stack_bands, stack_workers
 from .tile import Tile, share_lines
@@ -90,21 +94,25 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     return bands, catalog, problems
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026a
-def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
-    """Bands whose weight maps are inverse variances of the sky; `workers` threads read a map each.
+def _changes(band: Band) -> tuple[int, ...]:
+    "Times of change of a band's files, so that other files of the same names are read again."
+    return tuple(image.path.stat().st_mtime_ns for image in (band.source, band.weight) if image is not None)
 
-    Relative ones are scaled to SKYSIG; from those that hold the photons of sources these are taken out.
-    """
 
-    def calibrated(band: Band) -> Band:
-        if band.weight is None:
-            return band
-        if weight_type == "relative":
-            band = replace(band, weight_factor=relative_factor(band))
-        return replace(band, photons=photon_share(band))
-
-    with ThreadPoolExecutor(workers) as pool:
-        return tuple(pool.map(calibrated, bands))
+@lru_cache(maxsize=256)
+def _calibrated(band: Band, weight_type: str, changes: tuple[int, ...]) -> dict:
+    "What the pixels of a band say of its noise, by the names of `Band`: none of it where nothing is asked."
+    found: dict = {}
+    relative = band.weight is not None and weight_type == "relative"
+    median = median_weight(band) if relative or (band.weight and math.isnan(band.skysig)) else 1.0
+    if math.isnan(band.skysig):
+        found["skysig"] = measured_noise(band, median)
+        log.info("%s: noise of %.4g ADU measured in blank sky", band.path, found["skysig"])
+    if relative:
+        found["weight_factor"] = relative_factor(replace(band, **found), median)
+    if band.weight is not None:
+        found["photons"] = photon_share(replace(band, **found))
+    return found
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026p
 def tell_photons(bands) -> None:
@@ -118,6 +126,22 @@ def tell_photons(bands) -> None:
                 band.photons.slope,
                 1 / band.egain,
             )
+
+# %% ../../nbs/04_tile/05_load.ipynb #c026c
+def calibrate_weights(bands, weight_type: str, workers: int = 1) -> tuple[Band, ...]:
+    """Bands whose noise is known and whose weight maps are inverse variances of the sky.
+
+    The noise is measured where it has to be; relative weights are scaled to it; from weights that hold the
+    photons of sources these are taken out. `workers` threads take a band each.
+    """
+
+    def calibrated(band: Band) -> Band:
+        if band.weight is None and not math.isnan(band.skysig):
+            return band
+        return replace(band, **_calibrated(band, weight_type, _changes(band)))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return tuple(pool.map(calibrated, bands))
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026b
 def check_pixels(bands, finite: np.ndarray) -> None:
@@ -146,8 +170,9 @@ def warn_of_coarse(bands, problems: Problems) -> None:
     for band in bands:
         sample = sky_sample(band.source)
         if sample.is_coarse:
+            step = max(sample.step, sample.grain)
             problems.warn(
-                f"{band.path}: counts come in steps of {sample.step:g}, the noise is {sample.noise:.2g}: "
+                f"{band.path}: counts come in steps of {step:.3g}, the noise is {sample.noise:.2g}: "
                 "blocks of equal pixels are taken for data; where there is none, write NaN, BLANK or a "
                 "weight of 0"
             )
@@ -213,7 +238,7 @@ def load_inputs(cfg) -> Tile:
         catalog.has_ids,
         **data_shares(stack),
     )
-    return with_noise(measure_sky(tile, cfg), cfg)
+    return with_registration(with_noise(measure_sky(tile, cfg), cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(

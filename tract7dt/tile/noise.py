@@ -189,7 +189,7 @@ def pulls(sky: BlankSky, template: Template) -> np.ndarray:
 
 def factor(sky: BlankSky, template: Template) -> float | None:
     "How much larger the scatter of a template's fluxes is; None with too few independent places."
-    found = pulls(sky, template)
+    found = pulls(sky, template) if sky.in_box else np.zeros(0)
     if len(found) * min(1.0, PLACE_STEP**2 / template.area) < LEAST_PLACES:
         return None
     alone = max(sky.image.shape[1:]) < 1.5 * LEVEL_MESH
@@ -288,6 +288,7 @@ def measure_noise(
         return {band.name: model for band, model in zip(tile.bands, found) if model is not None}
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c024
+MANY_BANDS = 4  # from here on a band is a small part of the stack in which sources are found
 GALAXY_WIDTH = 2.0  # of the galaxy that is told of, over the FWHM of stars
 
 
@@ -309,7 +310,8 @@ def with_noise(tile: Tile, cfg) -> Tile:
     "The tile with the measured noise in its bands, unless `noise.correlation` is white."
     if cfg.noise.correlation == "white":
         return tile
-    found = measure_noise(tile, workers=prepare_workers(cfg.performance, len(tile.bands)))
+    sources = tile.sources if len(tile.bands) >= MANY_BANDS else None
+    found = measure_noise(tile, sources=sources, workers=prepare_workers(cfg.performance, len(tile.bands)))
     bands = tuple(replace(band, noise=found.get(band.name)) for band in tile.bands)
     widths = star_widths(tile)
     for band in bands:

@@ -8,6 +8,7 @@ __all__ = ['Tile', 'write_wcs', 'TileState', 'save_state', 'load_state']
 # %% ../../nbs/04_tile/03_tile.ipynb #imports
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,7 @@ class TileFields:
     bright_sources: pd.DataFrame | None = None  # detections behind it: `x, y, a, b, theta, matched`
     no_data: tuple[float, ...] = ()  # share of the pixels of each band that hold no data
     rejected: tuple[float, ...] = ()  # share of those that the mask of each band removes
+    registration: Any = None  # `tile.registration.Registration` of the catalog, where it was measured
     sources: np.ndarray | None = None  # bool, light of sources, as `source_mask` marks it
     inputs: tuple | None = None  # `InputFile`s as they were before the first was read, if noted
 

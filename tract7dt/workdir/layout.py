@@ -227,6 +227,11 @@ class TileFiles(Folders):
         "The mask of bright sources that the catalog does not hold; 1 = masked."
         return self.work_dir / "bright_mask" / "white_bright_mask.fits"
 
+    @file_of_each("work_dir", made_by="build-patches")
+    def sky_map(self, band: str) -> Path:
+        "The sky of a band as it was taken off its pixels, a mesh of levels in scaled counts per pixel."
+        return self.work_dir / "sky" / f"{safe_name(band)}_sky.fits"
+
 # %% ../../nbs/02_workdir/00_layout.ipynb #p012
 class TilePictures(Folders):
     "Pictures of the field."
@@ -235,6 +240,11 @@ class TilePictures(Folders):
     def bright_mask_overlay(self) -> Path:
         "Picture of the mask of bright sources."
         return self.work_dir / "bright_mask" / "white_bright_mask_overlay.png"
+
+    @file("work_dir", made_by="build-patches")
+    def sky_sheet(self) -> Path:
+        "Picture of the sky of all bands as it was taken off."
+        return self.work_dir / "sky" / "sky.png"
 
     @file("cropped_images_dir", made_by="build-patches")
     def white_before_crop(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..flags import BLENDED_RATIO, DEGENERATE_RATIO, FitFlag, FitStatus
+from ..flags import BLENDED_RATIO, DEGENERATE_RATIO, FitFlag, FitStatus, is_negative, runaways
 from ..parameters import Start
 from ..problem import FitProblem, FitResult, Kind
 from ..render import L, N
@@ -147,6 +147,13 @@ def blank_columns(problem: FitProblem, start: Start) -> dict[str, Any]:
         "status": np.where(start.usable, FitStatus.NO_DATA, FitStatus.FAILED).astype(np.uint8),
     }
 
+# %% ../../../nbs/06_fit/21_tractor_engine.ipynb #width
+def mean_width(problem: FitProblem) -> float:
+    "Mean FWHM of the PSFs as Gaussians of the same effective area, pixels."
+    psfs = [band.psf for band in problem.bands]
+    areas = [np.sum(p.stamp) ** 2 / np.sum(p.stamp**2) / p.oversampling**2 for p in psfs]
+    return float(np.sqrt(2 * np.log(2) / np.pi * np.mean(areas)))
+
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #c018
 def raise_flags(
     problem: FitProblem,  # with the size of the images
@@ -174,6 +181,9 @@ def raise_flags(
         & ((columns["fracmasked"] > 0.5) & ~missing).any(axis=1),
         FitFlag.START_CLIPPED: start.clipped,
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
+        FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(columns["flux"], columns["flux_err"]).any(axis=1),
+        FitFlag.RUNAWAY: ~problem.sources.re_guessed
+        & runaways(columns["re"], problem.sources.re, mean_width(problem)),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
 
