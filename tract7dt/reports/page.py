@@ -276,7 +276,7 @@ def cut_out(
 ) -> np.ndarray:
     "Data, model and residual in units of the sky noise, float32 [3, n, n]; NaN without data."
     box = Box(round(x) - HALF, round(x) + HALF + 1, round(y) - HALF, round(y) + HALF + 1)
-    pixels, sky = band.read(box), skies(run.catalog, band)
+    pixels, sky = band.read(box), skies(run.catalog, band.name)
     model = draw_strip(run, band, BandSources.of(run.catalog, band.name), sky, box)
     level = np.median(list(sky.values()))
     data = np.where(pixels.good, pixels.image, np.nan)
@@ -409,7 +409,6 @@ def pictures_section(run: FinishedRun) -> str:
     named = [
         (layout.white_overlay, "Sources on the white stack"),
         (layout.gaia_overlay, "Gaia stars"),
-        (layout.sky_sheet, "Sky of each band as it was taken off, over the noise of a pixel"),
         (layout.bright_mask_overlay, "Mask of bright sources that the catalog does not hold"),
     ]
     return "".join(photo_html(path, text) for path, text in named)
