@@ -142,7 +142,7 @@ _FLUX_COLUMNS = _columns(
         "sky_{band}_fit",
         "float",
         "scaled counts/pix",
-        "sky at the source in {band}: the map that was taken off and the constant fitted in its patch",
+        "sky at the source in {band}: the map and what was fitted beyond it",
     ),
 )
 

@@ -419,7 +419,7 @@ def fine_significance(
         found[box.slices] = whole[box.shift(0, -seen.y0).slices]
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fill, strips(found.shape, STRIP)))
+        list(pool.map(fill, strips(cells.value.shape[:2], STRIP)))
     return found
 
 
