@@ -203,19 +203,21 @@ def annuli(
     "For each star the first annulus whose halves agree, else that in which they do best."
     theta = psf.thetas(stamps.x, stamps.y)
     start = StarState(flux, stamps.x - stamps.column, stamps.y - stamps.row, *np.zeros((2, len(flux), 1)))
-    best, rest = None, np.arange(len(stamps))
-    for radius in INNER_RADII:
-        zone = radius * fwhm, (radius + BREADTH) * fwhm
-        found = joined(
+
+    def fitted(rows, radius: float) -> AnnulusFit:
+        zone, parts = (radius * fwhm, (radius + BREADTH) * fwhm), batches(len(rows), stamps.pixels)
+        return joined(
             [
                 fit_annulus(stamps.take(some), theta[some], psf, start.take(some), zone)
-                for some in (rest[part] for part in batches(len(rest), stamps.pixels))
+                for some in (rows[part] for part in parts)
             ]
         )
-        best = found if best is None else better(best, rest, found)
+
+    best = fitted(np.arange(len(stamps)), INNER_RADII[0])
+    for radius in INNER_RADII[1:]:
         rest = np.flatnonzero(~(best.apart < AGREE))
-        if not len(rest):
-            break
+        if len(rest):
+            best = better(best, rest, fitted(rest, radius))
     return best
 
 

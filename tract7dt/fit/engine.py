@@ -86,9 +86,9 @@ def has_run_away(problem: FitProblem, start: Start, outcome: Outcome) -> np.ndar
     "Galaxies that have grown beyond what their start values and the PSF make believable, bool [S]."
     psf = outcome.plan.pixels.mean_psf
     area = np.sum(psf.stamp) ** 2 / np.sum(psf.stamp**2) / psf.oversampling**2
-    radii = [catalog_from_native(*theta[:, 2:5].T)[0] for theta in (outcome.state.theta, start.theta)]
+    ended, began = (catalog_from_native(*theta[:, 2:5].T)[0] for theta in (outcome.state.theta, start.theta))
     judged = (problem.sources.kind != Kind.STAR) & ~problem.sources.re_guessed
-    return judged & runaways(*radii, GAUSSIAN_WIDTH * np.sqrt(area))
+    return judged & runaways(ended, began, GAUSSIAN_WIDTH * np.sqrt(area))
 
 
 def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:

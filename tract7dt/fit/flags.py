@@ -103,9 +103,13 @@ FLAGS = (
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c008
-FitFlag: Any = IntFlag(  # type: ignore[misc]  # members made from a table: more than a type checker can read
-    "FitFlag", {info.name.upper(): 1 << bit for bit, info in enumerate(FLAGS)}, module=__name__
-)
+def _flags_of(table) -> Any:
+    "Flags with a bit for each row of a table: more than a type checker can read."
+    members = {info.name.upper(): 1 << bit for bit, info in enumerate(table)}
+    return IntFlag("FitFlag", members, module=__name__)
+
+
+FitFlag = _flags_of(FLAGS)
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c011
 def describe_flags(flags: int) -> str:

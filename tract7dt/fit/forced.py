@@ -66,8 +66,10 @@ def forced_photometry(
     """
     infinite = dict.fromkeys(images, np.inf)
     gains, sky_priors = (infinite if table is None else table for table in (gains, sky_priors))
-    tables = {"sigmas": sigmas, "psfs": psfs, "gains": gains, "sky_priors": sky_priors}
-    require_bands(images, tables)
-    bands = tuple(band_data(name, images[name], *(t[name] for t in tables.values())) for name in images)
+    require_bands(images, {"sigmas": sigmas, "psfs": psfs, "gains": gains, "sky_priors": sky_priors})
+    bands = tuple(
+        band_data(name, image, sigmas[name], psfs[name], gains[name], sky_priors[name])
+        for name, image in images.items()
+    )
     held = replace(sources, fix_position=True, fix_size=True, fix_shape=True, fix_n=True)
     return fit(FitProblem(bands, held, options or FitOptions()))

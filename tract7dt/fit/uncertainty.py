@@ -61,8 +61,8 @@ def excess_state(outcome: Outcome, excess) -> tuple[State, np.ndarray]:
     "The final state with blocks weighted by the excess variance, and the weighted sum of the sky, [B]."
     plan, state = outcome.plan, outcome.state
     if not excess.any():
-        blocks = {"gram": np.zeros_like(state.gram), "sky_column": np.zeros_like(state.sky_column)}
-        return replace(state, **blocks), np.zeros(len(excess))
+        gram, sky_column = np.zeros_like(state.gram), np.zeros_like(state.sky_column)
+        return replace(state, gram=gram, sky_column=sky_column), np.zeros(len(excess))
     heavy = [
         None if stack is None else stack * excess[f.window.slices][:, None]
         for stack, f in zip(state.stacks, plan.footprints)

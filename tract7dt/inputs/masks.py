@@ -74,11 +74,11 @@ def rule_bits(rule, names: dict[str, int]) -> tuple[int, list[str]]:
     "The bits that `inputs.mask_reject` asks for, and names in it that nobody knows."
     if rule == "all":
         return (1 << MOST_BITS) - 1, []
-    bits, unknown = 0, []
+    bits, unknown = 0, list[str]()
     for item in (rule,) if isinstance(rule, int) else rule:
         value = item if isinstance(item, int) else names.get(item.strip().upper())
         if value is None:
-            unknown.append(item)
+            unknown.append(str(item))
         else:
             bits |= value
     return bits, unknown
@@ -249,15 +249,16 @@ def find_mask(
     suffix, extension = split_suffix(inputs.mask_suffix)
     path = beside(source.path, suffix)
     hdu = inputs.hdu[2] if isinstance(inputs.hdu, tuple) else inputs.hdu
+    mask: BitMask | CountMask
     try:
         found = images_in(path)
         planes = named(found)
         if {"NGEOM", "NUSED"} <= set(planes) and extension is None:
-            mask = count_mask(planes, inputs.mask_reject)
-            images = [image for _, image in mask.planes]
+            counts = count_mask(planes, inputs.mask_reject)
+            mask, images = counts, [image for _, image in counts.planes]
         else:
-            mask = bit_mask(*chosen(path, found, extension, hdu), inputs.mask_reject, inputs.preset)
-            images = [mask.image]
+            image, header = chosen(path, found, extension, hdu)
+            mask, images = bit_mask(image, header, inputs.mask_reject, inputs.preset), [image]
     except UserError as failure:
         problems.error(
             f"{source.path}: mask (inputs.mask_suffix = {inputs.mask_suffix!r}): {failure}; correct it, or "

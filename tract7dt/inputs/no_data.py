@@ -126,7 +126,7 @@ def equal_pairs(values: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]
             (part[:PIECE_ROWS, 1:] == part[:PIECE_ROWS, :-1], width - 1, 1),
             (part[1:] == part[:-1], width, width),
         ):
-            found = np.count_nonzero(equal)
+            found = int(np.count_nonzero(equal))
             count += found
             if found and count < FEW_PAIRS * values.size:
                 place = np.flatnonzero(equal)

@@ -17,9 +17,10 @@ from ..core.columns import as_declared, fit_columns, name_in_band
 from ..core.geometry import Box
 from ..epsf.patch_psf import PatchPSF
 from ..fit.flags import FitFlag, FitStatus
-from ..fit.footprints import Pixels, period_for, semi_major
+from ..fit.footprints import Footprint, Pixels, period_for, semi_major
+from ..fit.model import FittedSource, add_source
 from ..fit.problem import FitResult, Kind
-from ..fit.render import Window, render_stack
+from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
 from ..inputs.band import MaskBit
 from .payload import BandCut, Payload
@@ -138,6 +139,29 @@ def bits_in_core(bits: np.ndarray, light: np.ndarray) -> int:
     core = light >= LEVEL * max(light.max(), 1e-30)
     return int(np.bitwise_or.reduce(bits[core], initial=0))
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #unit_light
+def unit_light(kind: int, theta: np.ndarray, window: Window, pixels: Pixels) -> np.ndarray:
+    """A source of one count in each band, float32 [B, h, w].
+
+    Parameters
+    ----------
+    kind : int
+        Of `Kind`.
+    theta : array [6]
+        x, y, L, eta1, eta2, n.
+    window : Window
+        The pixels that are drawn, with the source in the middle.
+    pixels : Pixels
+        PSFs of the bands.
+    """
+    count, half = len(pixels.psfs), window.shape[0] // 2
+    light = np.zeros((count, *window.shape), np.float32)
+    footprint = Footprint(window, half, period_for(kind, theta, half, pixels.psf_radius), *theta[:3])
+    add_source(
+        light, window, FittedSource(kind, theta, np.ones(count, np.float32), theta[:2]), footprint, pixels
+    )
+    return light
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #mask_code2
 def source_bits(
     bits: list[np.ndarray],  # of the masks of the bands, unsigned int [H, W]
@@ -154,8 +178,7 @@ def source_bits(
     seen = window.clip(frame)
     if seen.empty or not any(part[seen.slices].any() for part in bits):
         return none
-    grid, cube = pixels.cube(period_for(kind, theta, half, pixels.psf_radius), theta[:2])
-    light = render_stack(kind, theta, window, grid, cube, profiles=pixels.profiles)[:, 0]
+    light = unit_light(kind, theta, window, pixels)
     padded = np.zeros((len(bits), *window.shape), np.int64)
     padded[seen.within(window)] = [part[seen.slices] for part in bits]
     return np.array([bits_in_core(*pair) for pair in zip(padded, light)], np.int64)
@@ -169,19 +192,19 @@ def mask_bits(
     result: FitResult,  # positions and shapes
 ) -> np.ndarray:
     "The bits in the cores of all sources in `bands`, those of `result`, int64 [S, B]."
-    cuts = {cut.name: cut for cut in payload.bands if cut.bits is not None and cut.name in bands}
+    bits = {cut.name: cut.bits for cut in payload.bands if cut.bits is not None and cut.name in bands}
     found = np.zeros((len(kind), len(bands)), np.int64)
-    if not cuts:
+    if not bits:
         return found
     shape = native_from_catalog(
         *(np.where(kind == Kind.STAR, 1, v) for v in (result.re, result.ab, result.theta))
     )
     theta = np.column_stack([result.x, result.y, *shape, np.where(kind == Kind.SERSIC, result.n, 1)])
     nothing = np.zeros((1, 0, 0), np.float32)
-    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in cuts), {})
-    columns = [bands.index(name) for name in cuts]
+    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in bits), {})
+    columns = [bands.index(name) for name in bits]
     for s in range(len(kind)):
-        found[s, columns] = source_bits([cut.bits for cut in cuts.values()], int(kind[s]), theta[s], pixels)
+        found[s, columns] = source_bits(list(bits.values()), int(kind[s]), theta[s], pixels)
     return found
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #mask_code4

@@ -276,7 +276,7 @@ def cut_out(
 ) -> np.ndarray:
     "Data, model and residual in units of the sky noise, float32 [3, n, n]; NaN without data."
     box = Box(round(x) - HALF, round(x) + HALF + 1, round(y) - HALF, round(y) + HALF + 1)
-    pixels, sky = band.read(box), skies(run.catalog, band.name)
+    pixels, sky = band.read(box), skies(run.catalog, band)
     model = draw_strip(run, band, BandSources.of(run.catalog, band.name), sky, box)
     level = np.median(list(sky.values()))
     data = np.where(pixels.good, pixels.image, np.nan)

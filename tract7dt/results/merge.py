@@ -83,8 +83,8 @@ def common_flags(table: pd.DataFrame) -> np.ndarray:
     )
 
 
-def combined(conditions: dict[FitFlag, np.ndarray]) -> np.ndarray:
-    "Bit mask (int64) with each flag set where its condition holds."
+def combined(conditions: dict) -> np.ndarray:
+    "Bit mask (int64) with each `FitFlag` set where its condition, bool [rows], holds."
     return np.bitwise_or.reduce(
         [np.where(where, int(flag), 0).astype(np.int64) for flag, where in conditions.items()]
     )

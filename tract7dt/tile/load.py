@@ -156,7 +156,7 @@ def check_pixels(bands, finite: np.ndarray) -> None:
     problems.raise_if_any()
 
 # %% ../../nbs/04_tile/05_load.ipynb #c026n
-def data_shares(stack: Stack) -> dict[str, tuple[float, ...]]:
+def data_shares(stack: Stack) -> dict:
     "Of each band the share of pixels without data, and of those that its mask removes."
     size, removed = stack.white.size, np.zeros(1) if stack.rejected is None else stack.rejected
     return {

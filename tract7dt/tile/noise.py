@@ -207,7 +207,7 @@ def covariance(sky: BlankSky) -> np.ndarray:
     "Robust covariance of pixels by offset over the stated variance, [2 REACH + 1, 2 REACH + 1]."
     ratio = np.full(sky.image.shape, np.nan, np.float32)
     np.divide(sky.image, np.sqrt(sky.variance), where=sky.variance > 0, out=ratio)
-    sections, height, width = ratio.shape
+    sections, height, width = sky.image.shape
     lines = np.random.default_rng(0).permutation(sections * (height - 2 * REACH))
     needed = PAIRS / max(np.isfinite(ratio).mean(), 1e-3) / (width - 2 * REACH)
     k, y = np.divmod(np.sort(lines[: int(np.ceil(needed))]), height - 2 * REACH)

@@ -85,10 +85,10 @@ def vote(bright: np.ndarray, rows: np.ndarray) -> tuple[float, np.ndarray]:
     )
     difference = bright[pairs["i"]] - rows[pairs["j"]]
     edges = np.arange(-FARTHEST - 0.5, FARTHEST + 1)
-    counts = np.histogram2d(*difference.T, bins=(edges, edges))[0]
+    counts = np.histogram2d(difference[:, 0], difference[:, 1], bins=[edges, edges])[0]
     padded = np.pad(counts, 1)
     size = len(counts)
-    summed = sum(padded[j : j + size, i : i + size] for j in range(3) for i in range(3))
+    summed = np.sum([padded[j : j + size, i : i + size] for j in range(3) for i in range(3)], axis=0)
     best = np.unravel_index(np.argmax(summed), summed.shape)
     place = edges[list(best)] + 0.5
     close = np.abs(difference - place).max(axis=1, initial=0) < 1.5
