@@ -214,7 +214,7 @@ FINAL_COLUMNS = _columns(
         "bool",
         "",
         "no hard problem in {band}: a fit without hard flags, data, and a PSF made from stars or "
-        "given, not an analytic one; where the core is saturated, half of the profile must be left",
+        "given, not an analytic one; at least half of the source's profile on good pixels",
     ),
 )
 

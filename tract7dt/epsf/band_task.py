@@ -191,6 +191,7 @@ class StarsSeen:
 
     fwhm_pix: float | None  # None: it cannot be measured
     saturation: Saturation = NOTHING_FOUND
+    stars: int = 0  # that suit a quick PSF, `QUICK_STARS` at most
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #q003
 QUICK_APERTURE = 1.5  # radius of first fluxes, FWHM
@@ -218,7 +219,8 @@ def stars_in(
     if quick is None:
         return StarsSeen(fwhm)
     psf, rows = quick
-    return StarsSeen(fwhm, still_saturated(band, frame, sources, flux, psf, rows, NOTHING_FOUND))
+    found = still_saturated(band, frame, sources, flux, psf, rows, NOTHING_FOUND)
+    return StarsSeen(fwhm, found, len(rows))
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(

@@ -172,11 +172,11 @@ def check(config) -> Result:
         log.warning(warning)
     tile = load_inputs(cfg)
     tile = augment_gaia(tile, cfg) if cfg.zp.enabled else tile
-    stars = look_at_stars(tile, cfg.patch_run.fallback_default_fwhm_pix)
-    widths = {band: seen.fwhm_pix for band, seen in stars.items()}
-    for doubt in width_doubts(tile, widths) + saturation_doubts(tile, stars):
+    seen = look_at_stars(tile, cfg.patch_run.fallback_default_fwhm_pix)
+    widths = {band: stars.fwhm_pix for band, stars in seen.items()}
+    for doubt in width_doubts(tile, widths) + saturation_doubts(tile, seen):
         log.warning(doubt)
-    print("\n".join(report(tile, divide_frame(tile, cfg), cfg, widths)))
+    print("\n".join(report(tile, divide_frame(tile, cfg), cfg, seen)))
     return Result("check", Layout.of(cfg.outputs), tile=tile)
 
 # %% ../../nbs/10_pipeline/09_commands.ipynb #c013b1

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..config.schema import Config
 from ..core.resources import worker_count
+from ..epsf.band_task import QUICK_SNR, QUICK_STARS, StarsSeen
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
 from ..tile.noise import factors_of, stated_by
@@ -81,12 +82,21 @@ def registration_lines(tile: Tile) -> list[str]:
     "Where the catalog lies on the images; nothing where that was not asked for."
     return [] if tile.registration is None else [f"catalog against images: {tile.registration.text}"]
 
+
+def star_lines(seen: dict[str, StarsSeen]) -> list[str]:
+    "How many stars a look at the middle of the frame found in each band."
+    counts = [
+        f"{name} {'at least ' if stars.stars >= QUICK_STARS else ''}{stars.stars}"
+        for name, stars in seen.items()
+    ]
+    return [f"stars of S/N {QUICK_SNR:g} for the ePSF in the middle of the frame: {', '.join(counts)}"]
+
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c026a
 def report(
     tile: Tile,  # as loaded
     made: list[Patch],  # patches of the tile
     cfg: Config,  # of the run
-    widths: dict[str, float | None],  # FWHM of the stars of each band, pixels
+    seen: dict[str, StarsSeen],  # what a look at the stars of each band told
 ) -> list[str]:
     "What a run on a tile would be like, a line each."
     height, width = tile.shape
@@ -95,13 +105,16 @@ def report(
     gaia = (rows["gaia_source_id"] != "").sum()
     workers = worker_count(cfg.patch_run.max_workers, max(1, len(made)))
     seconds = fit_seconds(len(rows), len(tile.bands), workers)
+    widths = {name: stars.fwhm_pix for name, stars in seen.items()}
     bands = [band_line(band, tile.zp_ref, widths[band.name] or band.fwhm_pix) for band in tile.bands]
     return [
         f"{len(tile.bands)} bands of {width} x {height} pixels after the crop:",
         *bands,
-        *(f"  {line}" for line in (*share_lines(tile.bands, tile.no_data, tile.rejected), *sky_lines(tile))),
+        *share_lines(tile.bands, tile.no_data, tile.rejected),
+        *sky_lines(tile),
         *noise_lines(tile, widths),
         *registration_lines(tile),
+        *star_lines(seen),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "
         "detections",

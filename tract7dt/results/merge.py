@@ -141,17 +141,16 @@ def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> n
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
 
 # %% ../../nbs/08_results/01_merge.ipynb #sat02
-WINGS_NEEDED = 0.5  # of the profile of a saturated source that must be left
+PROFILE_NEEDED = 0.5  # share of a source's profile that must lie on good pixels
 
 
 def lost_cores(table: pd.DataFrame, bands) -> np.ndarray:
-    "Whether too little is left of each source whose core is saturated in a band, bool [rows, bands]."
+    "Whether more than half of the profile of each source is masked or was not observed, bool [rows, bands]."
     lost = np.zeros((len(table), len(bands)), bool)
     for b, band in enumerate(bands):
-        if f"saturated_{band}" in table:
-            saturated = table[f"saturated_{band}"].fillna(False).to_numpy(bool)
+        if f"fracmasked_{band}_fit" in table:
             masked = table[f"fracmasked_{band}_fit"].to_numpy(float, na_value=np.nan)
-            lost[:, b] = saturated & ~(masked <= 1 - WINGS_NEEDED)
+            lost[:, b] = masked > 1 - PROFILE_NEEDED
     return lost
 
 # %% ../../nbs/08_results/01_merge.ipynb #c012c

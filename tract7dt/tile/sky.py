@@ -587,16 +587,18 @@ def measure_sky(tile: Tile, cfg) -> Tile:
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c036
 def sky_lines(tile: Tile) -> list[str]:
-    "What the sky of each band is like, a line each."
-    lines = []
+    "What the sky of each band is like: a heading, and a line each; nothing where it is not measured."
+    if all(band.sky is None for band in tile.bands) and tile.sources is None:
+        return []
+    lines = ["sky between the sources, in noise of a pixel:"]
     for band in tile.bands:
         if band.sky is None:
-            lines.append(f"sky of {band.name}: nothing of it can be seen between the sources; left as it is")
+            lines.append(f"  {band.name}: nothing of it can be seen between the sources; left as it is")
             continue
         level, low, high = (value / band.sky_sigma for value in _levels(band.sky))
         lines.append(
-            f"sky of {band.name}: median {level:+.3f}, from {low:+.3f} to {high:+.3f} of the noise of a "
-            f"pixel, error {band.sky.error / band.sky_sigma:.3f}"
+            f"  {band.name}: median {level:+.3f}, from {low:+.3f} to {high:+.3f} in boxes of "
+            f"{band.sky.step} pixels, error {band.sky.error / band.sky_sigma:.3f}"
         )
     return lines
 
