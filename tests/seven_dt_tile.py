@@ -150,7 +150,7 @@ def name_of(band: Filter) -> str:
     return f"T08147_{band.name}_7DT02_20251126_043413_100s_coadd"
 
 
-def write_tile(folder: Path, seed: int = 7, sanity: bool = True) -> pd.DataFrame:
+def write_tile(folder: Path, seed: int = 7) -> pd.DataFrame:
     "Images, weights, counts, catalog and a configuration that names the preset; the truth comes back."
     rng = np.random.default_rng(seed)
     table, wcs = sources(rng), grid()
@@ -159,16 +159,33 @@ def write_tile(folder: Path, seed: int = 7, sanity: bool = True) -> pd.DataFrame
         weight = np.full(SHAPE, EXPOSURES / band.noise**2, np.float32)
         weight[EMPTY] = 0
         stem = folder / name_of(band)
-        fits.writeto(f"{stem}.fits", image.astype(np.float32), header(band, sanity))
+        fits.writeto(f"{stem}.fits", image.astype(np.float32), header(band, True))
         fits.writeto(f"{stem}_weight.fits", weight, wcs.to_header())
         hdus = [fits.CompImageHDU(plane, name=name) for name, plane in planes.items()]
         fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(f"{stem}_counts.fits")
-    ra, dec = wcs.all_pix2world(table.x + rng.normal(0, 0.1, len(table)), table.y, 0)
+    write_tables(folder, table, rng)
+    return table
+
+
+def write_tables(folder: Path, table: pd.DataFrame, rng) -> None:
+    "Catalog, image list and configuration."
+    ra, dec = grid().all_pix2world(table.x + rng.normal(0, 0.1, len(table)), table.y, 0)
     given = table.assign(RA=ra, DEC=dec)[["ID", "RA", "DEC", "TYPE", "Re", "ELL", "THETA"]]
     given.to_csv(folder / "catalog.csv", index=False)
     (folder / "images.txt").write_text("".join(f"{name_of(band)}.fits\n" for band in FILTERS))
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration()))
-    return table
+
+
+def write_headers_only(folder: Path) -> None:
+    "A tile of noise whose coadds the pipeline rejected."
+    rng = np.random.default_rng(1)
+    for band in FILTERS:
+        stem, noise = folder / name_of(band), rng.normal(size=SHAPE).astype(np.float32)
+        fits.writeto(f"{stem}.fits", noise, header(band, False))
+        fits.writeto(f"{stem}_weight.fits", np.ones(SHAPE, np.float32), grid().to_header())
+        counts = fits.CompImageHDU(np.ones(SHAPE, np.uint8), name="NUSED")
+        fits.HDUList([fits.PrimaryHDU(), counts]).writeto(f"{stem}_counts.fits")
+    write_tables(folder, sources(rng), rng)
 
 
 def configuration() -> dict:

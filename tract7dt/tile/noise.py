@@ -29,14 +29,16 @@ log = logging.getLogger(__name__)
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c010
 SECTION = 214  # side of a section, pixels
-MOST_SECTIONS = 64
+MOST_SECTIONS = 64  # of a frame that is too large to be looked at as a whole
+WHOLE = 150  # sections of a frame of which all are taken
 LEVEL_MESH = 107  # side of the boxes in which what is left of the sky is levelled, pixels
 
 
 def sections(shape: tuple[int, int]) -> list[Box]:
     "Boxes in which the noise of a frame is looked at: all of a small frame, samples of a large one."
     counts = [max(1, round(length / SECTION)) for length in shape]
-    thinned = max(1.0, np.sqrt(counts[0] * counts[1] / MOST_SECTIONS))
+    number = counts[0] * counts[1]
+    thinned = 1.0 if number <= WHOLE else np.sqrt(number / MOST_SECTIONS)
     counts = [max(1, int(count / thinned)) for count in counts]
     most = SECTION if thinned > 1 else max(shape)
     sides = [min(most, length // count) for length, count in zip(shape, counts)]
