@@ -72,6 +72,13 @@ def test_notebooks_are_clean(copy):
     assert same_files(ROOT / "nbs", copy / "nbs", "*.ipynb") == []
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+def test_cells_have_names_of_their_own(notebook):
+    """Two cells of one name are one cell for whoever links to it or merges."""
+    names = [cell["id"] for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def test_no_module_without_its_notebook():
     for module in (ROOT / "tract7dt").rglob("*.py"):
         source = [line for line in module.read_text().splitlines()[:5] if "File to edit:" in line]
