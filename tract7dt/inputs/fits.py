@@ -10,6 +10,7 @@ import bz2
 import errno
 import gzip
 import lzma
+import mmap
 import re
 import threading
 import warnings
@@ -142,8 +143,10 @@ class Plain:
 
     def section(self, box: Box) -> np.ndarray:
         "The pixels inside `box`, as native floats."
-        raw = np.memmap(self.path, self.dtype, "r", self.start, self.shape)
-        return self.values.floats(raw.view(np.ndarray)[box.slices])
+        with open(self.path, "rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        raw = np.ndarray(self.shape, self.dtype, mapped, self.start)
+        return self.values.floats(raw[box.slices])
 
 
 @lru_cache(maxsize=KEPT_PLACES)

@@ -69,15 +69,20 @@ def add_band(
     return counts
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012a
-def stack_strip(bands, box: Box) -> Stack:
-    "The stack inside one box."
-    total, weights = np.zeros((2, *box.shape), np.float32)
-    saturated, finite, rejected = np.zeros(box.shape, bool), *np.zeros((2, len(bands)), int)
+def stack_strip(bands, box: Box, into: Stack | None = None) -> Stack:
+    "The stack inside one box; its arrays are parts of those of `into`, the stack of the frame, if given."
+    white, sigma, saturated = (
+        (np.empty(box.shape, np.float32), np.empty(box.shape, np.float32), np.empty(box.shape, bool))
+        if into is None
+        else (into.white[box.slices], into.sigma[box.slices], into.saturated[box.slices])
+    )
+    white[:], sigma[:], saturated[:] = 0, 0, False
+    finite, rejected = np.zeros((2, len(bands)), int)
     for i, band in enumerate(bands):
-        finite[i], rejected[i] = add_band(band.read(box), total, weights, saturated)
+        finite[i], rejected[i] = add_band(band.read(box), white, sigma, saturated)
     with np.errstate(divide="ignore", invalid="ignore"):
-        white = np.divide(total, weights, out=total)
-        sigma = np.divide(1, np.sqrt(weights, out=weights), out=weights)
+        np.divide(white, sigma, out=white)
+        np.divide(1, np.sqrt(sigma, out=sigma), out=sigma)
     return Stack(white, sigma, saturated, finite, rejected)
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012b
@@ -90,14 +95,8 @@ def stack_bands(bands, workers: int = 1) -> Stack:
         np.empty(shape, bool),
         *np.zeros((2, len(bands)), int),
     )
-    boxes = strips(shape, STACK_ROWS)
     with ThreadPoolExecutor(workers) as pool:
-        for box, part in zip(boxes, pool.map(partial(stack_strip, bands), boxes)):
-            whole.white[box.slices], whole.sigma[box.slices], whole.saturated[box.slices] = (
-                part.white,
-                part.sigma,
-                part.saturated,
-            )
+        for part in pool.map(partial(stack_strip, bands, into=whole), strips(shape, STACK_ROWS)):
             whole.finite[:] += part.finite
             whole.rejected[:] += part.rejected
     return whole
