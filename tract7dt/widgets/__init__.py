@@ -1,4 +1,6 @@
-"""Inspectors of a finished run. Their names live in `import tract7dt as t7`; notebooks of version 1.0.0, which take
+"""Inspectors of a finished run.
+
+Their names live in `import tract7dt as t7`; notebooks of version 1.0.0, which take
 them from here, go on working.
 """
 
