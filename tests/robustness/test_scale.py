@@ -40,7 +40,7 @@ from tract7dt.pipeline import run_patches as run
 from tract7dt.results import patch_catalogs as catalogs
 from tract7dt.tile import stack
 from tract7dt.tile.load import load_inputs
-from tract7dt.tile.stack import BYTES_PER_STRIP_PIXEL, STRIP_ROWS
+from tract7dt.tile.stack import BYTES_PER_STRIP_PIXEL, STACK_ROWS
 from tract7dt.workdir.layout import Layout
 
 SHAPE = (120, 160)
@@ -357,7 +357,7 @@ def test_a_full_tile_stays_within_its_memory_on_a_machine_with_many_processors(m
         own, each = (PROCESS_BYTES + size * pixels for size in (OWN_BYTES_PER_PIXEL, WORKER_BYTES_PER_PIXEL))
         assert count == 1 or own + BAND_BYTES * bands + count * each <= most * 1e9
     assert (
-        stack.stack_workers(performance, shape) * STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL
+        stack.stack_workers(performance, shape) * STACK_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL
         < most * 1e9 / 4
     )
 

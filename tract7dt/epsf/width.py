@@ -24,22 +24,29 @@ WHOLE_CORE = 3.0  # radius within which no pixel of a source may be missing, pix
 
 
 def moment_step(
-    light,  # weight times data [N, P], counts
-    x,  # of the pixels [P], pix
-    y,  # [P], pix
-    column,  # place of the weight [N], pix
-    row,  # [N], pix
+    image,  # pixels that count, 0 elsewhere [N, side, side], counts
+    offset,  # of rows and columns from the middle [side], pix
+    place,  # (x, y) of the weight, each [N], pix
     variance,  # of the weight [N], pix^2
 ):
-    "Total light of sources, and their next place and variance, from their light under a weight; each [N]."
-    dx, dy = x - column[:, None], y - row[:, None]
-    total = light.sum(axis=1)
+    """Total light of sources, and their next place and variance, from their light under a weight; each [N].
+
+    The weight is a Gaussian, so that its moments along x and y are matrix products.
+    """
+    deltas = [offset - at[:, None] for at in place]
+    across, along = (
+        np.exp(-0.5 * d**2 / variance[:, None])[:, None] * np.stack([np.ones_like(d), d, d**2], axis=1)
+        for d in deltas
+    )
+    moments = along @ image @ across.transpose(0, 2, 1)  # of order [N, in y, in x]
+    total = moments[:, 0, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        second = 0.5 * (light * (dx**2 + dy**2)).sum(axis=1) / total
+        second = 0.5 * (moments[:, 0, 2] + moments[:, 2, 0]) / total
         inverse = 1 / second - 1 / variance
-        moved = np.nan_to_num([(light * d).sum(axis=1) / total for d in (dx, dy)])
+        moved = np.nan_to_num([moments[:, 0, 1] / total, moments[:, 1, 0] / total])
         own = np.where(inverse > 1 / MOST_GROWTH / variance, 1 / inverse, MOST_GROWTH * variance)
-    return total, column + moved[0], row + moved[1], np.where((total > 0) & (second > 0), own, 0.5 * variance)
+    x, y = (at + by for at, by in zip(place, moved))
+    return total, x, y, np.where((total > 0) & (second > 0), own, 0.5 * variance)
 
 # %% ../../nbs/05_epsf/05_width.ipynb #c008
 def widths_of(stamps: StarStamps):
@@ -52,15 +59,16 @@ def widths_of(stamps: StarStamps):
     data, good = flat(stamps.data).astype(float), flat(stamps.good)
     first = stamps.x - stamps.column, stamps.y - stamps.row
     (column, row), squared = first, np.full(len(stamps), FIRST_WEIGHT**2)
+    image, offset = (good * data).reshape(len(stamps), 2 * stamps.half + 1, -1), x[: 2 * stamps.half + 1]
     for _ in range(WIDTH_ROUNDS):
-        weight = good * np.exp(
-            -0.5 * ((x - column[:, None]) ** 2 + (y - row[:, None]) ** 2) / squared[:, None]
-        )
-        total, column, row, own = moment_step(weight * data, x, y, column, row, squared)
+        last = column, row, squared
+        total, column, row, own = moment_step(image, offset, (column, row), squared)
         column, row = (
             np.clip(place, at - MOST_MOVE, at + MOST_MOVE) for place, at in zip((column, row), first)
         )
         squared = np.clip(own, LEAST_WEIGHT**2, MOST_WEIGHT**2)
+    away = (x - last[0][:, None]) ** 2 + (y - last[1][:, None]) ** 2
+    weight = good * np.exp(-0.5 * away / last[2][:, None])
     noise = np.sqrt(
         (weight**2 * (stamps.sky_sigma[:, None] ** 2 + np.maximum(data, 0) / stamps.gain)).sum(axis=1)
     )

@@ -160,8 +160,9 @@ def crop_wcs(wcs: WCS, box: Box) -> WCS:
 # %% ../../nbs/03_inputs/03_band.ipynb #c014sky
 def _subtract(pixels: BandPixels, level: np.ndarray) -> None:
     "Take the sky off the pixels that have a value; changed in place."
-    bad = (pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) != 0
-    pixels.image[...] = np.where(bad, np.float32(0), pixels.image - level)
+    np.subtract(pixels.image, level, out=pixels.image)
+    if pixels.mask.max(initial=0) > 0:
+        pixels.image[(pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE)) != 0] = 0
 
 
 def _blank(band: Band, shape: tuple[int, int]) -> BandPixels:
@@ -179,36 +180,60 @@ def _fill(
 ) -> None:
     "Read part of a section."
     counts, blocks = read_counts(band.source, box)
+    image, mask = pixels.image[here], pixels.mask[here]
     with np.errstate(over="ignore", invalid="ignore"):
-        image = np.asarray(counts * band.scale, np.float32)
-    mask = _first_mask(band, counts, image, blocks)
+        np.multiply(counts, band.scale, out=image, casting="same_kind")
+    _first_mask(band, counts, blocks, mask)
     if band.weight is not None and isinstance(pixels.sky_sigma, np.ndarray):
         weight = read_weight(band.weight, box)
         mask[weight == 0] |= np.uint8(MaskBit.NON_FINITE)
         pixels.sky_sigma[here] = _sigma(_sky_weight(band, weight, counts, box), band.scale)
     if band.mask is not None and pixels.bits is not None:
         pixels.bits[here] = _add_mask(band.mask.read(box), mask)
-    image[mask & np.uint8(MaskBit.NON_FINITE) != 0] = 0
-    pixels.image[here] = image
-    pixels.mask[here] = mask
+    if mask.max() > 0:
+        image[mask & np.uint8(MaskBit.NON_FINITE) != 0] = 0
 
 
 def _sigma(invvar: np.ndarray, scale: float) -> np.ndarray:
     "Scaled noise of an inverse variance in ADU^-2; infinite where it is 0."
+    if invvar.min() > 0:
+        return scale / np.sqrt(invvar)
     return np.divide(scale, np.sqrt(invvar), where=invvar > 0, out=np.full_like(invvar, np.inf))
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c014b
+PIECE_ROWS = 16  # that are looked at together: a piece without a bad pixel needs no further look
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def _first_mask(
     band: Band,  # whose pixels they are
     counts: np.ndarray,  # of the file [h, w]
-    image: np.ndarray,  # the same, scaled
     blocks: np.ndarray | None,  # bool, pixels in blocks of equal counts
-) -> np.ndarray:
+    mask: np.ndarray,  # uint8; filled
+) -> None:
     "The mask of pixels by their counts: what is no data, and what is saturated."
     level = np.inf if band.saturation_level is None else band.saturation_level
-    with np.errstate(invalid="ignore"):
+    for y in range(0, len(counts), PIECE_ROWS):
+        part = slice(y, y + PIECE_ROWS)
+        inside = None if blocks is None or not blocks[part].any() else blocks[part]
+        low, high = float(counts[part].min()), float(counts[part].max())
+        if inside is None and high < level and max(-low, high) * band.scale < LARGEST:
+            mask[part] = 0
+        else:
+            mask[part] = _mask_of(band, counts[part], inside, level)
+
+
+def _mask_of(
+    band: Band,  # whose pixels they are
+    counts: np.ndarray,  # of the file [h, w]
+    blocks: np.ndarray | None,  # bool, pixels in blocks of equal counts
+    level: float,  # of saturation, counts
+) -> np.ndarray:
+    "The mask of a piece in which pixels may be bad."
+    with np.errstate(over="ignore", invalid="ignore"):
         saturated = np.isfinite(counts) & (counts >= level)
-    mask = np.where(np.isfinite(image), np.uint8(0), np.uint8(MaskBit.NON_FINITE))
+        usable = np.isfinite(np.asarray(counts * band.scale, np.float32))
+    mask = np.where(usable, np.uint8(0), np.uint8(MaskBit.NON_FINITE))
     if blocks is not None:
         top = blocks & (counts >= min(level, sky_sample(band.source).flat_top))
         saturated |= top
@@ -216,7 +241,7 @@ def _first_mask(
     mask[saturated] |= np.uint8(MaskBit.SATURATED)
     return mask
 
-
+# %% ../../nbs/03_inputs/03_band.ipynb #c014m
 def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
     "Put what the image's own mask says into `mask` (changed); returns its bits."
     for pixels, reason in (
@@ -252,6 +277,8 @@ def read_weight(source: FitsImage, box: Box) -> np.ndarray:
         If a weight is negative.
     """
     weight = source.section(box)
+    if weight.min(initial=0) >= 0 and weight.max(initial=0) < np.inf:
+        return weight
     weight[~np.isfinite(weight)] = 0
     if (weight < 0).any():
         raise UserError(

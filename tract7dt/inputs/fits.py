@@ -10,6 +10,7 @@ import bz2
 import errno
 import gzip
 import lzma
+import mmap
 import re
 import threading
 import warnings
@@ -76,6 +77,8 @@ class FitsImage:
         try:
             if self.zipped:
                 return _once(self).section(box)
+            if not self.tiled:
+                return _plain(self).section(box)
             with self.open() as hdus:
                 return self.pixels(hdus[self.hdu], box)
         except UserError:
@@ -93,7 +96,7 @@ class FitsImage:
 
     def pixels(self, hdu, box: Box) -> np.ndarray:
         "The pixels inside `box` of the open image, as native floats."
-        return _scaled(hdu, hdu.section[box.slices] if self.tiled else hdu.data[box.slices])
+        return Values.of(hdu.header).floats(hdu.section[box.slices] if self.tiled else hdu.data[box.slices])
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c006c
 def _floats(raw: np.ndarray) -> np.ndarray:
@@ -102,15 +105,63 @@ def _floats(raw: np.ndarray) -> np.ndarray:
     return raw.astype(np.float64 if wide else np.float32)
 
 
-def _scaled(hdu, raw: np.ndarray) -> np.ndarray:
-    "Physical values of raw pixels: BLANK, BSCALE and BZERO applied."
-    scale, zero, blank = (
-        hdu.header.get(key, default) for key, default in (("BSCALE", 1), ("BZERO", 0), ("BLANK", None))
-    )
-    values = _floats(raw) if (scale, zero) == (1, 0) else raw.astype(np.float64) * scale + zero
-    if blank is not None:
-        values[raw == blank] = np.nan
-    return values
+@dataclass(frozen=True)
+class Values:
+    "What the raw numbers of an image mean: its cards BSCALE, BZERO and BLANK."
+
+    scale: float
+    zero: float
+    blank: float | None
+
+    @classmethod
+    def of(cls, header: fits.Header) -> "Values":
+        "What a header says."
+        return cls(header.get("BSCALE", 1), header.get("BZERO", 0), header.get("BLANK"))
+
+    def floats(self, raw: np.ndarray) -> np.ndarray:
+        "Physical values of raw pixels, NaN where they are blank."
+        as_they_are = (self.scale, self.zero) == (1, 0)
+        values = _floats(raw) if as_they_are else raw.astype(np.float64) * self.scale + self.zero
+        if self.blank is not None:
+            values[raw == self.blank] = np.nan
+        return values
+
+# %% ../../nbs/03_inputs/00_fits.ipynb #c006d
+RAW_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}  # by BITPIX
+KEPT_PLACES = 512  # of plain images, in a process
+
+
+@dataclass(frozen=True)
+class Plain:
+    "Pixels of an image that lie in its file as they are."
+
+    path: Path
+    start: int  # of the first of them, bytes
+    dtype: str  # of the raw numbers
+    shape: tuple[int, int]  # rows and columns
+    values: Values  # what they mean
+
+    def section(self, box: Box) -> np.ndarray:
+        "The pixels inside `box`, as native floats."
+        with open(self.path, "rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        raw = np.ndarray(self.shape, self.dtype, mapped, self.start)
+        return self.values.floats(raw[box.slices])
+
+
+@lru_cache(maxsize=KEPT_PLACES)
+def _placed(image: FitsImage, size: int, changed: int) -> Plain:
+    "Where the pixels of an image are in a file of this `size` (bytes) and time of change (ns)."
+    with image.open() as hdus:
+        hdu = hdus[image.hdu]
+        start, dtype = hdu.fileinfo()["datLoc"], RAW_TYPES[hdu.header["BITPIX"]]
+        return Plain(image.path, start, dtype, image.shape, Values.of(hdu.header))
+
+
+def _plain(image: FitsImage) -> Plain:
+    "The pixels of an image in a plain file."
+    facts = image.path.stat()
+    return _placed(image, facts.st_size, facts.st_mtime_ns)
 
 # %% ../../nbs/03_inputs/00_fits.ipynb #c007
 ROWS_AT_ONCE = 512  # rows of an image that are read or unpacked at a time

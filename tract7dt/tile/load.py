@@ -238,7 +238,7 @@ def load_inputs(cfg) -> Tile:
         catalog.has_ids,
         **data_shares(stack),
     )
-    return with_registration(with_noise(measure_sky(tile, cfg), cfg), cfg)
+    return with_registration(with_noise(measure_sky(tile, cfg, in_place=True), cfg), cfg)
 
 # %% ../../nbs/04_tile/05_load.ipynb #c027a
 def _report(
@@ -254,8 +254,8 @@ def _report(
         "working frame %d x %d pixels; %d pixels saturated in some band, %d without any value",
         width,
         height,
-        stack.saturated.sum(),
-        np.isnan(stack.white).sum(),
+        np.count_nonzero(stack.saturated),
+        np.count_nonzero(np.isnan(stack.white)),
     )
     tell_photons(bands)
     for line in share_lines(bands, **data_shares(stack)):

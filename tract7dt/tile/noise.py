@@ -142,11 +142,17 @@ def gaussians(length: int, sigma: float) -> np.ndarray:
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c016b
 def laid_on(parts: list[tuple[float, float]], images: np.ndarray) -> np.ndarray:
-    "Sums of Gaussians (central values and sigmas, pixels) times images [n, h, w] at places on a grid."
+    """Sums of Gaussians (central values and sigmas, pixels) times images [n, h, w] at places on a grid.
+
+    Along x all Gaussians and all images are one matrix product, along y all images.
+    """
     height, width = images.shape[-2:]
-    return np.sum(
-        [value * (gaussians(height, s) @ images @ gaussians(width, s).T) for value, s in parts], axis=0
+    along_x = np.concatenate([gaussians(width, s) for _, s in parts]) @ images.reshape(-1, width).T
+    total = sum(
+        value * (rows.reshape(-1, height) @ gaussians(height, s).T)
+        for (value, s), rows in zip(parts, np.split(along_x, len(parts)))
     )
+    return np.moveaxis(total.reshape(-1, *images.shape[:-2], total.shape[-1]), 0, -1)
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c018
 UNMASKED = 0.95  # share of a template's weight on unmasked pixels
@@ -167,6 +173,9 @@ class BlankSky:
         shape = (len(boxes), *boxes[0].shape)
         image, variance, in_box = np.zeros(shape, np.float32), np.zeros(shape, np.float32), []
         for k, (box, here) in enumerate(zip(boxes, empty)):
+            if not here.any():
+                in_box.append(0.0)
+                continue
             pixels = band.read(box)
             good = here & pixels.good
             level, count = local_level(pixels.image, good)
@@ -226,9 +235,11 @@ def covariance(sky: BlankSky) -> np.ndarray:
 # %% ../../nbs/04_tile/09_noise.ipynb #c020a
 def _covariance(a: np.ndarray, b: np.ndarray) -> float:
     "Robust covariance of values around 0; NaN is left out."
-    both = np.isfinite(a + b)
-    k = int(QUANTILE * np.count_nonzero(both))
-    total, difference = (np.partition(np.abs(values[both]), k)[k] for values in (a + b, a - b))
+    total = a + b
+    both = np.isfinite(total)
+    total, difference = np.abs(total[both]), np.abs((a - b)[both])
+    k = int(QUANTILE * len(total))
+    total, difference = (np.partition(values, k)[k] for values in (total, difference))
     return float(SIGMA_OF_QUANTILE**2 * (total**2 - difference**2) / 4)
 
 

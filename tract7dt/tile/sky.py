@@ -11,17 +11,17 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.sparse as sparse
 from astropy.io import fits
 from scipy.ndimage import (
+    distance_transform_cdt,
     distance_transform_edt,
     gaussian_filter,
     maximum_filter1d,
     median_filter,
-    minimum_filter1d,
 )
 from scipy.sparse.linalg import splu
 
@@ -30,7 +30,7 @@ from ..core.reading import quiet, reading
 from ..core.writing import atomic_path
 from ..inputs.band import Band
 from ..inputs.sky_map import SkyMap
-from .stack import prepare_workers, stack_bands, stack_workers, strips
+from .stack import STACK_ROWS, prepare_workers, stack_bands, stack_workers, strips
 from .tile import Tile
 from ..workdir.layout import Layout
 
@@ -122,10 +122,10 @@ def row_levels(
     start, width = (np.nan_to_num(v).astype(values.dtype)[:, None, None] for v in (level, CLIP * scatter))
     off = values - start
     use = ((np.abs(off) <= width) & good).astype(values.dtype)
-    count = use.sum((1, 2))
+    row, column = np.divmod(np.arange(use[0].size), mesh.step)
+    terms = np.column_stack([np.ones(len(row)), row, column]).astype(values.dtype)
+    count, rows, columns = (use.reshape(len(use), -1) @ terms).T.astype(float)
     level = level + np.einsum("brc,brc->b", off, use) / np.maximum(count, 1)
-    columns = use.sum(1) @ np.arange(mesh.step)
-    rows = use.sum(2) @ np.arange(use.shape[1])
     first = mesh.corner[1] + mesh.step * np.arange(len(count))
     x, y = (np.where(count > 0, total / np.maximum(count, 1), np.nan) for total in (columns, rows))
     return Levels(np.where(count > 0, level, np.nan), count, first + x, y0 + y, scatter)
@@ -301,6 +301,15 @@ class Cells:
     value: np.ndarray  # mean of their pixels, float32; 0 where there is none
     noise: np.ndarray  # of this mean as the weights have it, float32; infinite where there is none
 
+    @cached_property
+    def seen(self) -> np.ndarray:
+        "Cells that have a value, bool."
+        return np.isfinite(self.noise)
+
+    def part(self, box: Box) -> "Cells":
+        "The cells of a box."
+        return Cells(self.value[box.slices], self.noise[box.slices])
+
 
 def sums(values: np.ndarray) -> np.ndarray:
     "Sums of 2 x 2 values; an odd last row or column stands alone."
@@ -337,9 +346,8 @@ def kernel_norm(width: float) -> float:
 
 def significance(cells: Cells, level: np.ndarray, width: float) -> np.ndarray:
     "S/N of cells above a level, filtered with a round Gaussian of that standard deviation (cells)."
-    seen = np.isfinite(cells.noise)
-    above = np.where(seen, cells.value - level, np.float32(0))
-    noise = np.where(seen, cells.noise, np.float32(1)) * np.float32(kernel_norm(width))
+    above = np.where(cells.seen, cells.value - level, np.float32(0))
+    noise = np.where(cells.seen, cells.noise, np.float32(1)) * np.float32(kernel_norm(width))
     return gaussian_filter(above, width, mode="constant", truncate=3) / noise
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c023a
@@ -362,27 +370,43 @@ REACH = 1.7  # growth of an area over half the side of the square that fits in
 SQUARES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)  # half sides, cells of 4 pixels
 
 
-def spread(marked: np.ndarray, cells: int, wide: bool = True) -> np.ndarray:
-    "A mask grown, or (`wide` off) shrunk, by a number of cells in x and in y."
-    extreme, size = maximum_filter1d if wide else minimum_filter1d, 2 * cells + 1
-    along = extreme(marked.view(np.uint8), size, axis=0, mode="nearest")
-    return extreme(along, size, axis=1, mode="nearest").view(bool)
+def spread(marked: np.ndarray, cells: int) -> np.ndarray:
+    "A mask grown by a number of cells in x and in y."
+    along = maximum_filter1d(marked.view(np.uint8), 2 * cells + 1, axis=0, mode="nearest")
+    return maximum_filter1d(along, 2 * cells + 1, axis=1, mode="nearest").view(bool)
+
+
+def squares(y: np.ndarray, x: np.ndarray, half: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    "A mask of squares around cells (y, x), each with its own half side."
+    low, high = (
+        (np.clip(k - half, 0, n) for k, n in zip((y, x), shape)),
+        (np.clip(k + half + 1, 0, n) for k, n in zip((y, x), shape)),
+    )
+    (y0, x0), (y1, x1) = low, high
+    wide, count = shape[1] + 1, (shape[0] + 1) * (shape[1] + 1)
+    begin = np.bincount(np.concatenate([y0 * wide + x0, y1 * wide + x1]), minlength=count)
+    end = np.bincount(np.concatenate([y0 * wide + x1, y1 * wide + x0]), minlength=count)
+    edges = (begin - end).astype(np.int32).reshape(-1, wide)
+    return edges.cumsum(0, out=edges).cumsum(1, out=edges)[:-1, :-1] > 0
 
 
 def extended(marked: np.ndarray) -> np.ndarray:
     "Marked areas, in cells of 4 pixels, with the surroundings that hold their light."
-    whole, core = spread(marked, MARGIN), marked
-    for half in SQUARES:
-        core = spread(marked, half, wide=False)
-        if not core.any():
-            break
-        whole |= spread(core, half + round(REACH * half))
+    whole = spread(marked, MARGIN)
+    if marked.all():
+        return whole
+    depth = distance_transform_cdt(marked, "chessboard")  # half the side of the square around a cell, and one
+    y, x = np.nonzero(depth > SQUARES[0])
+    if len(y):
+        fits = np.searchsorted(SQUARES, depth[y, x]) - 1
+        grown = np.array([half + round(REACH * half) for half in SQUARES])
+        whole |= squares(y, x, grown[fits], marked.shape)
     return whole
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c026
 SIGNIFICANT = 3.3  # S/N beyond which a cell is marked, over the noise of quiet boxes: 3.1 of all boxes
 OUTSKIRTS = 4.0  # the same for the filter of 8 pixels and more
-STRIP = 512  # rows of cells that a thread works on
+STRIP = 128  # rows of cells that a thread works on
 REST = 16  # rows of cells beside a strip that its filters see
 
 
@@ -391,11 +415,18 @@ def refined(marked: np.ndarray, by: int, shape: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.repeat(marked, by, axis=0), by, axis=1)[: shape[0], : shape[1]]
 
 
-def outskirts(cells: Cells, level: np.ndarray) -> np.ndarray:
-    "Cells of 8 pixels in which faint light stands out, bool; positive or negative."
-    seen = np.isfinite(cells.noise)
-    above = sums(sums(np.where(seen, cells.value - level, np.float32(0))))
-    noise = np.sqrt(sums(sums(np.where(seen, cells.noise, np.float32(0)) ** 2)))
+def outskirts(cells: Cells, sky: SkyMap, workers: int) -> np.ndarray:
+    "Cells of 8 pixels in which faint light stands out over the sky, bool; positive or negative."
+    shape = [-(-n // 4) for n in cells.value.shape]
+    above, noise = np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+    def fill(box: Box) -> None:
+        part, here = cells.part(box), slice(box.y0 // 4, -(-box.y1 // 4))
+        above[here] = sums(sums(np.where(part.seen, part.value - sky.image(box), np.float32(0))))
+        noise[here] = np.sqrt(sums(sums(np.where(part.seen, part.noise, np.float32(0)) ** 2)))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, strips(cells.value.shape[:2], STRIP)))
     filtered = gaussian_filter(above, 1.0, mode="nearest") / kernel_norm(1.0)
     significant = np.divide(filtered, noise, where=noise > 0, out=np.zeros_like(filtered))
     found = significant[noise > 0]
@@ -414,8 +445,7 @@ def fine_significance(
 
     def fill(box: Box) -> None:
         seen = Box(box.x0, box.x1, box.y0 - REST, box.y1 + REST).clip(frame)
-        part = Cells(cells.value[seen.slices], cells.noise[seen.slices])
-        whole = significance(part, sky.image(seen), width)
+        whole = significance(cells.part(seen), sky.image(seen), width)
         found[box.slices] = whole[box.shift(0, -seen.y0).slices]
 
     with ThreadPoolExecutor(workers) as pool:
@@ -434,10 +464,14 @@ def marked_cells(cells: Cells, sky: SkyMap, width: float, workers: int) -> np.nd
     workers : threads
     """
     significant = fine_significance(cells, sky, width, workers)
-    quiet = quiet_noise(significant, np.isfinite(cells.noise), STEP // FINE)
-    fine = np.abs(significant) > np.float32(SIGNIFICANT * quiet)
-    marked = sums(fine.view(np.uint8)) > 0
-    faint = outskirts(cells, sky.image(Box.of_shape(cells.value.shape)))
+    least = np.float32(SIGNIFICANT * quiet_noise(significant, cells.seen, STEP // FINE))
+    marked = np.concatenate(
+        [
+            sums((np.abs(significant[box.slices]) > least).view(np.uint8)) > 0
+            for box in strips(significant.shape[:2], STRIP)
+        ]
+    )
+    faint = outskirts(cells, sky, workers)
     return extended(marked | refined(faint, 2, marked.shape))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c028
@@ -455,7 +489,7 @@ def find_sources(
     The first map of the sky has sources in it, the second has not.
     """
     cells = cells_of(white, sigma)
-    mesh, seen = Mesh(cells.value.shape, STEP // FINE), np.isfinite(cells.noise)
+    mesh, seen = Mesh(cells.value.shape, STEP // FINE), cells.seen
     width = fwhm_pix / FWHM_OF_SIGMA / FINE
     sky = follow(lambda box: (cells.value[box.slices], seen[box.slices]), mesh, SOME_ROWS, STIFF)
     if sky is None:
@@ -475,7 +509,7 @@ def sources_and_sky(tile: Tile, workers: int) -> tuple[np.ndarray, SkyMap | None
     widths = [band.fwhm_pix for band in tile.bands if band.fwhm_pix]
     fwhm = float(np.median(widths)) if widths else DEFAULT_FWHM
     sources, sky = find_sources(tile.white, tile.white_sigma, fwhm, workers)
-    return sources | tile.saturated, sky
+    return np.logical_or(sources, tile.saturated, out=sources), sky
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c029a
 def source_mask(tile: Tile, workers: int = 1) -> np.ndarray:
@@ -519,18 +553,15 @@ def sky_map(band: Band, sources: np.ndarray) -> SkyMap | None:
     return replace(left, nodes=left.nodes + band.sky.at(x[None, :], y[:, None]))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c033
-def without_sky(white: np.ndarray, sky: SkyMap | None, workers: int) -> np.ndarray:
-    "The white stack without its own sky."
-    if sky is None:
-        return white
-    flat = np.empty_like(white)
+def take_off(white: np.ndarray, sky: SkyMap | None, workers: int) -> None:
+    "Take the sky of the white stack off it; changed in place."
 
     def fill(box: Box) -> None:
-        np.subtract(white[box.slices], sky.image(box), out=flat[box.slices])
+        white[box.slices] -= sky.image(box)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fill, strips(white.shape)))
-    return flat
+    if sky is not None:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(fill, strips(white.shape, STACK_ROWS)))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c033a
 HIGH = 0.3  # level of a band, in its noise, from which its gaps are seen in the stack
@@ -563,24 +594,30 @@ def without_steps(tile: Tile, cfg) -> Tile:
     return replace(tile, bands=bands, white=stack.white)
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c034
-def with_maps(tile: Tile, workers: int) -> Tile:
-    "The tile with maps of the sky of its bands, measured where no band has sources."
+def with_maps(tile: Tile, workers: int, in_place: bool = False) -> Tile:
+    """The tile with maps of the sky of its bands, measured where no band has sources.
+
+    `in_place`: the white stack of `tile` is changed.
+    """
     sources, sky = sources_and_sky(tile, workers)
     with ThreadPoolExecutor(workers) as pool:
         maps = list(pool.map(partial(sky_map, sources=sources), tile.bands))
     bands = tuple(replace(band, sky=own) for band, own in zip(tile.bands, maps))
-    return replace(tile, bands=bands, white=without_sky(tile.white, sky, workers), sources=sources)
+    white = tile.white if in_place else tile.white.copy()
+    take_off(white, sky, workers)
+    return replace(tile, bands=bands, white=white, sources=sources)
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c035
-def measure_sky(tile: Tile, cfg) -> Tile:
+def measure_sky(tile: Tile, cfg, in_place: bool = False) -> Tile:
     """The tile with a map of the sky in each of its bands, and a white stack without sky.
 
-    Unchanged where `patch_run.sky` is `free`.
+    Unchanged where `patch_run.sky` is `free`. `in_place`: the white stack of `tile` may be changed, so that
+    there are never two.
     """
     if cfg.patch_run.sky == "free":
         return tile
     workers = prepare_workers(cfg.performance, len(tile.bands))
-    flat = with_maps(without_steps(tile, cfg), workers)
+    flat = with_maps(without_steps(tile, cfg), workers, in_place)
     for line in sky_lines(flat):
         log.info(line)
     return flat

@@ -18,6 +18,7 @@ from ..inputs.band import BandPixels, MaskBit
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012
 STRIP_ROWS = 256
+STACK_ROWS = 64  # of the strips of the stack: what a thread works on stays in the cache
 BYTES_PER_STRIP_PIXEL = 60  # of a thread: sums, weights, and one band with mask and noise
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012s
@@ -37,32 +38,52 @@ class Stack:
     rejected: np.ndarray | None = None  # number of those that the band's mask removes
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012n
+NOT_USED = MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED
+
+
 def count_data(pixels: BandPixels, weight: np.ndarray) -> tuple[int, int]:
     "Pixels that have data, and those of them that the image's own mask removes; `weight` is 0 for both."
     used = np.count_nonzero(weight)
     if pixels.bits is None:
         return used, 0
-    removed = (
-        pixels.mask & np.uint8(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)
-    ) == MaskBit.REJECTED
+    removed = (pixels.mask & np.uint8(NOT_USED)) == MaskBit.REJECTED
     return used + np.count_nonzero(removed), np.count_nonzero(removed)
 
-# %% ../../nbs/04_tile/01_stack.ipynb #c012a
-def stack_strip(bands, box: Box) -> Stack:
-    "The stack inside one box."
-    total, weights = np.zeros(box.shape), np.zeros(box.shape)
-    saturated, finite, rejected = np.zeros(box.shape, bool), *np.zeros((2, len(bands)), int)
-    for i, band in enumerate(bands):
-        pixels = band.read(box)
-        weight = pixels.weight_without(MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED)
-        total += weight * pixels.image.astype(np.float64)
-        weights += weight
+
+def add_band(
+    pixels: BandPixels,  # of the band
+    total: np.ndarray,  # weighted sum of the bands, float32; changed
+    weights: np.ndarray,  # sum of their weights, float32; changed
+    saturated: np.ndarray,  # bool, saturated in any of them; changed
+) -> tuple[int, int]:
+    "Add a band to a stack; returns how many pixels have data, and how many of these its mask removes."
+    if pixels.mask.max() == 0 and np.ndim(pixels.sky_sigma) == 0:
+        weight = np.float32(1) / np.square(pixels.sky_sigma, dtype=np.float32)
+        counts = pixels.mask.size if weight > 0 else 0, 0
+    else:
+        weight = pixels.weight_without(NOT_USED)
+        counts = count_data(pixels, weight)
         saturated |= (pixels.mask & np.uint8(MaskBit.SATURATED)) != 0
-        finite[i], rejected[i] = count_data(pixels, weight)
-    used = weights > 0
-    white = np.divide(total, weights, where=used, out=np.full(box.shape, np.nan))
-    sigma = np.divide(1, np.sqrt(weights), where=used, out=np.full(box.shape, np.inf))
-    return Stack(white.astype(np.float32), sigma.astype(np.float32), saturated, finite, rejected)
+    total += np.multiply(pixels.image, weight, out=pixels.image)
+    weights += weight
+    return counts
+
+# %% ../../nbs/04_tile/01_stack.ipynb #c012a
+def stack_strip(bands, box: Box, into: Stack | None = None) -> Stack:
+    "The stack inside one box; its arrays are parts of those of `into`, the stack of the frame, if given."
+    white, sigma, saturated = (
+        (np.empty(box.shape, np.float32), np.empty(box.shape, np.float32), np.empty(box.shape, bool))
+        if into is None
+        else (into.white[box.slices], into.sigma[box.slices], into.saturated[box.slices])
+    )
+    white[:], sigma[:], saturated[:] = 0, 0, False
+    finite, rejected = np.zeros((2, len(bands)), int)
+    for i, band in enumerate(bands):
+        finite[i], rejected[i] = add_band(band.read(box), white, sigma, saturated)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.divide(white, sigma, out=white)
+        np.divide(1, np.sqrt(sigma, out=sigma), out=sigma)
+    return Stack(white, sigma, saturated, finite, rejected)
 
 # %% ../../nbs/04_tile/01_stack.ipynb #c012b
 def stack_bands(bands, workers: int = 1) -> Stack:
@@ -74,14 +95,8 @@ def stack_bands(bands, workers: int = 1) -> Stack:
         np.empty(shape, bool),
         *np.zeros((2, len(bands)), int),
     )
-    boxes = strips(shape)
     with ThreadPoolExecutor(workers) as pool:
-        for box, part in zip(boxes, pool.map(partial(stack_strip, bands), boxes)):
-            whole.white[box.slices], whole.sigma[box.slices], whole.saturated[box.slices] = (
-                part.white,
-                part.sigma,
-                part.saturated,
-            )
+        for part in pool.map(partial(stack_strip, bands, into=whole), strips(shape, STACK_ROWS)):
             whole.finite[:] += part.finite
             whole.rejected[:] += part.rejected
     return whole
@@ -94,6 +109,6 @@ def prepare_workers(performance, bands: int) -> int:
 # %% ../../nbs/04_tile/01_stack.ipynb #c012c
 def stack_workers(performance, shape: tuple[int, int]) -> int:
     "Threads for the stack: as configured, but no more strips at once than fit into a quarter of the memory."
-    strip_gb = STRIP_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL / 1e9
+    strip_gb = STACK_ROWS * shape[1] * BYTES_PER_STRIP_PIXEL / 1e9
     fitting = max(1, int(memory_bound_gb(performance.max_memory_gb) / 4 / strip_gb))
-    return min(fitting, worker_count(performance.white_stack_workers, len(strips(shape))))
+    return min(fitting, worker_count(performance.white_stack_workers, len(strips(shape, STACK_ROWS))))
