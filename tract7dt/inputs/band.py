@@ -241,7 +241,7 @@ def _mask_of(
     mask[saturated] |= np.uint8(MaskBit.SATURATED)
     return mask
 
-# %% ../../nbs/03_inputs/03_band.ipynb #c014m
+# %% ../../nbs/03_inputs/03_band.ipynb #c014c
 def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
     "Put what the image's own mask says into `mask` (changed); returns its bits."
     for pixels, reason in (
@@ -252,7 +252,7 @@ def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
         mask[pixels] |= np.uint8(reason)
     return cut.bits
 
-# %% ../../nbs/03_inputs/03_band.ipynb #c014c
+
 def _sky_weight(
     band: Band,  # whose pixels they are
     weight: np.ndarray,  # as in the file [h, w]

@@ -43,11 +43,11 @@ NOT_USED = MaskBit.NON_FINITE | MaskBit.OUTSIDE | MaskBit.REJECTED
 
 def count_data(pixels: BandPixels, weight: np.ndarray) -> tuple[int, int]:
     "Pixels that have data, and those of them that the image's own mask removes; `weight` is 0 for both."
-    used = np.count_nonzero(weight)
+    used = int(np.count_nonzero(weight))
     if pixels.bits is None:
         return used, 0
-    removed = (pixels.mask & np.uint8(NOT_USED)) == MaskBit.REJECTED
-    return used + np.count_nonzero(removed), np.count_nonzero(removed)
+    removed = int(np.count_nonzero((pixels.mask & np.uint8(NOT_USED)) == MaskBit.REJECTED))
+    return used + removed, removed
 
 
 def add_band(
