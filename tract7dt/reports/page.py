@@ -9,7 +9,7 @@ __all__ = ['report']
 import html
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..core.columns import fitted_bands
 from ..core.geometry import Box
-from ..core.reading import reading
+from ..core.reading import read_csv, read_json, reading
 from ..core.writing import write_text
 from ..epsf.patch_psf import saved_stamp
 from ..fit.flags import FLAGS
+from ..fit.problem import NoiseModel
 from ..inputs.band import Band
 from ..pipeline.estimate import depth
 from ..pipeline.session import session
@@ -33,7 +34,8 @@ from ..plots.epsf import CellStamp, epsf_sheet
 from .html import figure_html, frame_html, paragraph, photo_html
 from ..results.finished import FinishedRun
 from ..results.model_images import BandSources, draw_strip, skies
-from ..workdir.layout import Layout
+from ..tile.noise import USUAL_FWHM, factors_of
+from ..workdir.layout import NOISE_COLUMNS, Layout
 
 # %% ../../nbs/11_reports/01_page.ipynb #c006report
 def source_counts(catalog: pd.DataFrame) -> list[tuple[str, int]]:
@@ -137,6 +139,49 @@ def bands_section(run: FinishedRun) -> str:
     missing = paragraph(f"The images could not be looked up: {run.images[1]}") if run.images[1] else ""
     rows = band_rows(run)
     return missing + (frame_html(rows.reset_index()) if len(rows) else paragraph("No band is known."))
+
+# %% ../../nbs/11_reports/01_page.ipynb #sky_notes
+def tile_notes(run: FinishedRun) -> dict:
+    "What was noted of the tile when it was loaded; nothing before that."
+    path = run.layout.tile_state
+    return read_json(path, Layout.tile_state.made_by) if path.exists() else {}
+
+# %% ../../nbs/11_reports/01_page.ipynb #sky_rows
+def noise_models(run: FinishedRun) -> dict[str, NoiseModel]:
+    "The measured noise of each band; none where it was not measured."
+    if not run.layout.noise_csv.exists():
+        return {}
+    table = read_csv(run.layout.noise_csv, Layout.noise_csv.made_by, NOISE_COLUMNS)
+    numbers = table.astype({"area": float, "factor": float})
+    return {
+        band: NoiseModel(rows["area"].to_numpy(), rows["factor"].to_numpy())
+        for band, rows in numbers.groupby("band", sort=False)
+    }
+
+
+def sky_rows(run: FinishedRun) -> pd.DataFrame:
+    "What is known of data, sky and noise of each band, indexed by it."
+    notes, models, rows = tile_notes(run), noise_models(run), {}
+    for band in run.images[0]:
+        row = rows.setdefault(band.name, {"no data (%)": 100 * notes.get("no_data", {}).get(band.name, 0.0)})
+        if band.sky is not None:
+            level = band.sky.nodes / band.sky_sigma
+            row |= {"sky": np.median(level), "lowest": level.min(), "highest": level.max()}
+            row["error"] = band.sky.error / band.sky_sigma
+        if band.name in models:
+            found = factors_of(replace(band, noise=models[band.name]), band.fwhm_pix or USUAL_FWHM)
+            row |= dict(zip(("blank sky over stated noise", "factor, star", "factor, galaxy"), found))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("band")
+
+# %% ../../nbs/11_reports/01_page.ipynb #sky_section
+def sky_section(run: FinishedRun) -> str:
+    "The table, where the catalog lies, and the maps of the sky."
+    rows, offset = sky_rows(run), tile_notes(run).get("registration")
+    told = "" if offset is None else paragraph(f"Catalog against images: {offset}.")
+    if rows.empty or rows.shape[1] == 1:
+        return told or paragraph("Nothing of sky and noise was measured.")
+    picture = photo_html(run.layout.sky_sheet, "Sky of each band around its median")
+    return frame_html(rows.round(3).reset_index()) + told + picture
 
 # %% ../../nbs/11_reports/01_page.ipynb #c010report
 def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
@@ -429,6 +474,7 @@ SECTIONS = {
     "Sources": summary,
     "Failures": failures,
     "Bands": bands_section,
+    "Data, sky and noise": sky_section,
     "Zero points": zero_points_section,
     "Field": pictures_section,
     "ePSFs": epsf_section,

@@ -178,6 +178,8 @@ def save_state(tile: Tile, layout: Layout, fingerprint: str) -> None:
             "zp_ref": tile.zp_ref,
             "spelling": tile.spelling,
             "has_ids": tile.has_ids,
+            "no_data": dict(zip(tile.band_names, tile.no_data)),
+            "registration": None if tile.registration is None else tile.registration.text,
         },
     )
 
