@@ -390,21 +390,24 @@ def spread(marked: np.ndarray, cells: int) -> np.ndarray:
     along = maximum_filter1d(marked.view(np.uint8), 2 * cells + 1, axis=0, mode="nearest")
     return maximum_filter1d(along, 2 * cells + 1, axis=1, mode="nearest").view(bool)
 
-
-def squares(y: np.ndarray, x: np.ndarray, half: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    "A mask of squares around cells (y, x), each with its own half side."
-    low, high = (
-        (np.clip(k - half, 0, n) for k, n in zip((y, x), shape)),
-        (np.clip(k + half + 1, 0, n) for k, n in zip((y, x), shape)),
+# %% ../../nbs/04_tile/08_sky.ipynb #c025a
+def squares(
+    y: np.ndarray,  # rows of cells
+    x: np.ndarray,  # their columns
+    half: np.ndarray,  # half the side of the square around each, cells
+    shape: tuple[int, int],  # of the mask
+) -> np.ndarray:
+    "A mask of squares, from the steps at their corners added up along y and x."
+    (y0, y1), (x0, x1) = (
+        (np.clip(k - half, 0, n), np.clip(k + half + 1, 0, n)) for k, n in zip((y, x), shape)
     )
-    (y0, x0), (y1, x1) = low, high
     wide, count = shape[1] + 1, (shape[0] + 1) * (shape[1] + 1)
     begin = np.bincount(np.concatenate([y0 * wide + x0, y1 * wide + x1]), minlength=count)
     end = np.bincount(np.concatenate([y0 * wide + x1, y1 * wide + x0]), minlength=count)
     edges = (begin - end).astype(np.int32).reshape(-1, wide)
     return edges.cumsum(0, out=edges).cumsum(1, out=edges)[:-1, :-1] > 0
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c025b
 def extended(marked: np.ndarray) -> np.ndarray:
     "Marked areas, in cells of 4 pixels, with the surroundings that hold their light."
     whole = spread(marked, MARGIN)
