@@ -267,6 +267,17 @@ def _sky_weight(
     sky = np.where(invvar > 0, band.photons.taken_out(variance, counts, box), np.inf)
     return (1 / sky).astype(invvar.dtype)
 
+
+def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
+    "Put what the image's own mask says into `mask` (changed); returns its bits."
+    for pixels, reason in (
+        (cut.no_data, MaskBit.NON_FINITE),
+        (cut.saturated, MaskBit.SATURATED),
+        (cut.rejected, MaskBit.REJECTED),
+    ):
+        mask[pixels] |= np.uint8(reason)
+    return cut.bits
+
 # %% ../../nbs/03_inputs/03_band.ipynb #c015
 def read_weight(source: FitsImage, box: Box) -> np.ndarray:
     """Weights inside `box` (full frame) as they are in the file, 0 where not finite.

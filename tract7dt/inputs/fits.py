@@ -75,10 +75,8 @@ class FitsImage:
             If the file cannot be read.
         """
         try:
-            if self.zipped:
-                return _once(self).section(box)
-            if not self.tiled:
-                return _plain(self).section(box)
+            if not self.tiled or self.zipped:
+                return (_once if self.zipped else _plain)(self).section(box)
             with self.open() as hdus:
                 return self.pixels(hdus[self.hdu], box)
         except UserError:
@@ -148,7 +146,7 @@ class Plain:
         raw = np.ndarray(self.shape, self.dtype, mapped, self.start)
         return self.values.floats(raw[box.slices])
 
-
+# %% ../../nbs/03_inputs/00_fits.ipynb #c006p
 @lru_cache(maxsize=KEPT_PLACES)
 def _placed(image: FitsImage, size: int, changed: int) -> Plain:
     "Where the pixels of an image are in a file of this `size` (bytes) and time of change (ns)."

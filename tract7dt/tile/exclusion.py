@@ -37,7 +37,7 @@ def near_pixels(
     x, y = np.rint(np.asarray(x, float)), np.rint(np.asarray(y, float))
     near = np.zeros(x.shape, bool)
     finite = np.isfinite(x) & np.isfinite(y)
-    rows, columns = np.nonzero(mask & ~_surrounded(mask))
+    rows, columns = _rim(mask)
     if len(rows) and finite.any():
         distance, _ = cKDTree(np.column_stack([columns, rows])).query(
             np.column_stack([x[finite], y[finite]]), distance_upper_bound=radius + 1e-6
@@ -48,11 +48,15 @@ def near_pixels(
     return near
 
 
-def _surrounded(mask: np.ndarray) -> np.ndarray:
-    "Pixels of the mask with all four neighbours in the mask."
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    return inner
+def _rim(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Rows and columns of the pixels of the mask that have a neighbour outside, or at the edge of the frame."
+    (height, width), flat = mask.shape, mask.ravel()
+    place = np.flatnonzero(flat)
+    rows, columns = np.divmod(place, width)
+    rim = (rows == 0) | (rows == height - 1) | (columns == 0) | (columns == width - 1)
+    for step in (-width, width, -1, 1):
+        rim |= ~flat[np.clip(place + step, 0, flat.size - 1)]
+    return rows[rim], columns[rim]
 
 # %% ../../nbs/04_tile/02_exclusion.ipynb #c020s
 def saturated_pixels(band: Band) -> np.ndarray:

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 import numpy as np
 import scipy.sparse as sparse
 from astropy.io import fits
+from scipy.linalg import solveh_banded
 from scipy.ndimage import (
     distance_transform_cdt,
     distance_transform_edt,
@@ -23,7 +24,6 @@ from scipy.ndimage import (
     maximum_filter1d,
     median_filter,
 )
-from scipy.sparse.linalg import splu
 
 from ..core.geometry import Box
 from ..core.reading import quiet, reading
@@ -235,6 +235,22 @@ def map_error(off: np.ndarray, weight: np.ndarray, pixel: float, full: float, st
     level = max(seen, pixel / np.sqrt(full * typical))
     return float(np.hypot(kept * level, UNSEEN * pixel))
 
+# %% ../../nbs/04_tile/08_sky.ipynb #c015s
+def solved(normal: sparse.spmatrix, right: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    "The solution of normal equations of a mesh: a band matrix if its nodes are counted along the short side."
+    order = np.arange(right.size).reshape(shape)
+    order = (order if shape[1] <= shape[0] else order.T).ravel()
+    place = np.argsort(order)
+    entries = normal.tocoo()
+    row, column = place[entries.row], place[entries.col]
+    lower = row >= column
+    row, column, value = row[lower], column[lower], entries.data[lower]
+    band = np.zeros((int((row - column).max()) + 1, right.size))
+    band[row - column, column] = value
+    found = np.empty(right.size)
+    found[order] = solveh_banded(band, right[order], lower=True, overwrite_ab=True, check_finite=False)
+    return found
+
 # %% ../../nbs/04_tile/08_sky.ipynb #c016
 def fit_map(
     levels: Levels,  # of the boxes
@@ -251,9 +267,8 @@ def fit_map(
     drawn, share, values = drawn_from(levels, mesh, used), weight[used], levels.level[used]
     middle_level = float(np.median(values))
     normal = drawn.T @ sparse.diags(share) @ drawn + stiffness * bending(mesh.count)
-    normal = (normal + 1e-6 * sparse.identity(normal.shape[0])).tocsc()
-    solver = splu(normal, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    nodes = solver.solve(drawn.T @ (share * (values - middle_level)))
+    normal = normal + 1e-6 * sparse.identity(normal.shape[0])
+    nodes = solved(normal, drawn.T @ (share * (values - middle_level)), mesh.count)
     off = values - middle_level - drawn @ nodes
     error = map_error(off, share, float(np.nanmedian(levels.scatter)), full, stiffness)
     y0, x0 = mesh.corner
@@ -375,33 +390,35 @@ def spread(marked: np.ndarray, cells: int) -> np.ndarray:
     along = maximum_filter1d(marked.view(np.uint8), 2 * cells + 1, axis=0, mode="nearest")
     return maximum_filter1d(along, 2 * cells + 1, axis=1, mode="nearest").view(bool)
 
-
-def squares(y: np.ndarray, x: np.ndarray, half: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    "A mask of squares around cells (y, x), each with its own half side."
-    low, high = (
-        (np.clip(k - half, 0, n) for k, n in zip((y, x), shape)),
-        (np.clip(k + half + 1, 0, n) for k, n in zip((y, x), shape)),
+# %% ../../nbs/04_tile/08_sky.ipynb #c025a
+def squares(
+    y: np.ndarray,  # rows of cells
+    x: np.ndarray,  # their columns
+    half: np.ndarray,  # half the side of the square around each, cells
+    shape: tuple[int, int],  # of the mask
+) -> np.ndarray:
+    "A mask of squares, from the steps at their corners added up along y and x."
+    (y0, y1), (x0, x1) = (
+        (np.clip(k - half, 0, n), np.clip(k + half + 1, 0, n)) for k, n in zip((y, x), shape)
     )
-    (y0, x0), (y1, x1) = low, high
     wide, count = shape[1] + 1, (shape[0] + 1) * (shape[1] + 1)
     begin = np.bincount(np.concatenate([y0 * wide + x0, y1 * wide + x1]), minlength=count)
     end = np.bincount(np.concatenate([y0 * wide + x1, y1 * wide + x0]), minlength=count)
     edges = (begin - end).astype(np.int32).reshape(-1, wide)
     return edges.cumsum(0, out=edges).cumsum(1, out=edges)[:-1, :-1] > 0
 
-
+# %% ../../nbs/04_tile/08_sky.ipynb #c025b
 def extended(marked: np.ndarray) -> np.ndarray:
     "Marked areas, in cells of 4 pixels, with the surroundings that hold their light."
     whole = spread(marked, MARGIN)
     if marked.all():
         return whole
     depth = distance_transform_cdt(marked, "chessboard")  # half the side of the square around a cell, and one
-    y, x = np.nonzero(depth > SQUARES[0])
-    if len(y):
-        fits = np.searchsorted(SQUARES, depth[y, x]) - 1
-        grown = np.array([half + round(REACH * half) for half in SQUARES])
-        whole |= squares(y, x, grown[fits], marked.shape)
-    return whole
+    growth = np.zeros(max(int(depth.max()), SQUARES[-1] + 1) + 1, np.int32)
+    for half in SQUARES:  # the rim of the cells around which a square fits, the rest is inside
+        growth[half + 1] = half + round(REACH * half)
+    y, x = np.nonzero(growth[depth])
+    return whole | squares(y, x, growth[depth[y, x]], marked.shape) if len(y) else whole
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c026
 SIGNIFICANT = 3.3  # S/N beyond which a cell is marked, over the noise of quiet boxes: 3.1 of all boxes
