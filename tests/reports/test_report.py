@@ -98,6 +98,7 @@ def test_every_section_is_there(read):
         "Sources",
         "Failures",
         "Bands",
+        "Data, sky and noise",
         "Zero points",
         "Field",
         "ePSFs",

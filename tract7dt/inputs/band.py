@@ -242,17 +242,6 @@ def _mask_of(
     return mask
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c014c
-def _add_mask(cut: MaskCut, mask: np.ndarray) -> np.ndarray:
-    "Put what the image's own mask says into `mask` (changed); returns its bits."
-    for pixels, reason in (
-        (cut.no_data, MaskBit.NON_FINITE),
-        (cut.saturated, MaskBit.SATURATED),
-        (cut.rejected, MaskBit.REJECTED),
-    ):
-        mask[pixels] |= np.uint8(reason)
-    return cut.bits
-
-
 def _sky_weight(
     band: Band,  # whose pixels they are
     weight: np.ndarray,  # as in the file [h, w]

@@ -161,7 +161,7 @@ def noise_models(run: FinishedRun) -> dict[str, NoiseModel]:
 
 def sky_rows(run: FinishedRun) -> pd.DataFrame:
     "What is known of data, sky and noise of each band, indexed by it."
-    notes, models, rows = tile_notes(run), noise_models(run), {}
+    notes, models, rows = tile_notes(run), noise_models(run), dict[str, dict]()
     for band in run.images[0]:
         row = rows.setdefault(band.name, {"no data (%)": 100 * notes.get("no_data", {}).get(band.name, 0.0)})
         if band.sky is not None:

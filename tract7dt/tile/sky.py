@@ -238,8 +238,8 @@ def map_error(off: np.ndarray, weight: np.ndarray, pixel: float, full: float, st
 # %% ../../nbs/04_tile/08_sky.ipynb #c015s
 def solved(normal: sparse.spmatrix, right: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The solution of normal equations of a mesh: a band matrix if its nodes are counted along the short side."
-    order = np.arange(right.size).reshape(shape)
-    order = (order if shape[1] <= shape[0] else order.T).ravel()
+    mesh = np.arange(right.size).reshape(shape)
+    order = (mesh if shape[1] <= shape[0] else mesh.T).ravel()
     place = np.argsort(order)
     entries = normal.tocoo()
     row, column = place[entries.row], place[entries.col]
@@ -573,12 +573,12 @@ def sky_map(band: Band, sources: np.ndarray) -> SkyMap | None:
 def take_off(white: np.ndarray, sky: SkyMap | None, workers: int) -> None:
     "Take the sky of the white stack off it; changed in place."
 
-    def fill(box: Box) -> None:
-        white[box.slices] -= sky.image(box)
+    def fill(box: Box, level: SkyMap) -> None:
+        white[box.slices] -= level.image(box)
 
     if sky is not None:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(fill, strips(white.shape, STACK_ROWS)))
+            list(pool.map(partial(fill, level=sky), strips(white.shape, STACK_ROWS)))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c033a
 HIGH = 0.3  # level of a band, in its noise, from which its gaps are seen in the stack
