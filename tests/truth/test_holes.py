@@ -7,6 +7,7 @@ import pytest
 from astropy.io import fits
 
 from tract7dt.config.load import load_config
+from tract7dt.epsf.band_task import StarsSeen
 from tract7dt.fit.flags import FitFlag
 from tract7dt.patches.fit import fit_patch
 from tract7dt.patches.geometry import build_patches
@@ -93,7 +94,7 @@ def test_sources_in_it_have_no_flux_and_say_why(made):
 def test_it_is_told(made):
     """In what `check` prints and on the tile's card: the band, and how much of the frame."""
     ours = made["zero"]
-    lines = report(ours.tile, ours.patches, ours.cfg, {band: 3.0 for band in ours.tile.band_names})
+    lines = report(ours.tile, ours.patches, ours.cfg, {band: StarsSeen(3.0) for band in ours.tile.band_names})
     share = SIDE**2 / np.prod(ours.tile.shape)
     assert ours.tile.no_data[ours.tile.band_names.index(BAND)] == pytest.approx(share, abs=0.003)
     assert any("no data" in line and f"{BAND} {100 * share:.0f}"[:-1] in line for line in lines)
