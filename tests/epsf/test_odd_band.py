@@ -117,11 +117,12 @@ def test_a_wrong_card_changes_nothing_and_is_said(usual, drawn, tmp_path, factor
 
 @pytest.mark.parametrize("factor", (0.3,))
 def test_wrong_cards_in_all_bands(usual, drawn, tmp_path, factor):
+    """The same stars make the same PSF; the sky between them is told by a filter of the header's width."""
     tile, cfg = tile_of(tmp_path, drawn["sharp"], (factor * FWHM,) * 3)
     grid = build_epsf(tile, cfg, workers=1)
-    assert all(
-        (grid.bands[band].stamp(140, 140) == usual.bands[band].stamp(140, 140)).all() for band in BANDS
-    )
+    for band in BANDS:
+        change = grid.bands[band].stamp(140, 140) - usual.bands[band].stamp(140, 140)
+        assert np.abs(change).max() < 2e-6  # of the flux; the peak holds 0.08
 
 
 @pytest.mark.parametrize("image, radius", (("ring", 5.0), ("wide", 7.0)))

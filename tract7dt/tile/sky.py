@@ -519,12 +519,13 @@ def find_sources(
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c029
 DEFAULT_FWHM = 3.0  # pixels, where no header has one
+BELIEVED = (2.0, 8.0)  # FWHM that a header may say, pixels: cards are wrong, and a filter need not be exact
 
 
 def sources_and_sky(tile: Tile, workers: int) -> tuple[np.ndarray, SkyMap | None]:
     "Pixels of a tile with light of sources, and the sky of its white stack."
     widths = [band.fwhm_pix for band in tile.bands if band.fwhm_pix]
-    fwhm = float(np.median(widths)) if widths else DEFAULT_FWHM
+    fwhm = float(np.clip(np.median(widths), *BELIEVED)) if widths else DEFAULT_FWHM
     sources, sky = find_sources(tile.white, tile.white_sigma, fwhm, workers)
     return np.logical_or(sources, tile.saturated, out=sources), sky
 
