@@ -336,7 +336,7 @@ CASES = [
     Case(
         "no finite pixel",
         lambda f: f.image("m425", np.full((120, 160), np.nan, "f4")),
-        ("m425.fits", "no finite pixel"),
+        ("m425.fits", "no pixel with data"),
     ),
     Case(
         "crop leaves nothing",
@@ -493,7 +493,7 @@ def test_too_little_memory_for_an_image_is_not_called_damage(tmp_path, monkeypat
     def too_large(*values):
         raise MemoryError("Unable to allocate 9.11 GiB for an array")
 
-    monkeypatch.setattr(fits_image.FitsImage, "pixels", too_large)
+    monkeypatch.setattr(fits_image.Plain, "section", too_large)
     assert cli(["check", str(tmp_path / "config.yaml")], commands()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (

@@ -421,7 +421,7 @@ def test_configuration_values(field, cases):
             check(field.folder / "changed.yaml")
         return True
 
-    run(cases, st.tuples(st.sampled_from(KEYS), VALUES), with_value, 0.07)
+    run(cases, st.tuples(st.sampled_from(KEYS), VALUES), with_value, 0.02)
 
 
 @pytest.mark.parametrize(
