@@ -9,11 +9,11 @@ from astropy.wcs import WCS
 from small_inputs import Field, noise, rows_at
 
 from tract7dt.core.errors import UserError
-from tract7dt.core.geometry import Box
+from tract7dt.core.geometry import Box, strips
 from tract7dt.inputs.band import MaskBit
 from tract7dt.tile.exclusion import near_pixels
 from tract7dt.tile.load import load_inputs
-from tract7dt.tile.stack import stack_bands, stack_strip, strips
+from tract7dt.tile.stack import stack_bands, stack_strip
 from tract7dt.tile.tile import write_wcs
 from tract7dt.workdir.layout import Layout
 

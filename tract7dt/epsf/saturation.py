@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
+from ..core.statistics import SIGMA_OF_MAD
 from .model import BandPSF, Saturation
 from .profile import moves_at, offsets
 from .source_list import BandFrame, SourceList, inside_frame
@@ -295,7 +296,7 @@ def usual_share(stars: BrightStars, known) -> tuple[float, float]:
     some = some if some.sum() >= FEW_KNOWN else stars.usable
     some = some & (stars.peak <= np.median(stars.peak[some]))
     unit = float(np.median(stars.share[some]))
-    return unit, max(LEAST_SCATTER, 1.4826 * float(np.median(np.abs(stars.share[some] - unit))))
+    return unit, max(LEAST_SCATTER, SIGMA_OF_MAD * float(np.median(np.abs(stars.share[some] - unit))))
 
 
 def scan_levels(stars: BrightStars, known=()) -> LevelScan:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..core.geometry import cell_index
+from ..core.statistics import SIGMA_OF_MAD
 from .model import ANALYTIC_WIDE, polynomial_terms
 from .neighbours import Neighbours, find_neighbours, settle
 from .profile import fwhm_before_pixel, offsets
@@ -186,7 +187,6 @@ def survey_band(
 # %% ../../nbs/05_epsf/07_selection.ipynb #c013
 SEED_SNR = 40.0  # of the first stars, at least
 LEAST_SPREAD = 0.03  # of the sizes that Gaia stars may have around their median, ln
-SIGMA_PER_MAD = 1.4826  # sigma of a Gaussian over its median absolute deviation
 
 
 def mean_sizes(surveys, count: int):
@@ -210,7 +210,7 @@ def choose_seeds(surveys, sources: SourceList) -> np.ndarray:
     known = bright & sources.gaia
     if known.sum() >= 3:
         middle = np.median(size[known])
-        spread_of = max(3 * SIGMA_PER_MAD * np.median(np.abs(size[known] - middle)), LEAST_SPREAD)
+        spread_of = max(3 * SIGMA_OF_MAD * np.median(np.abs(size[known] - middle)), LEAST_SPREAD)
         cleaned = known & (np.abs(size - middle) < spread_of)
         if cleaned.sum() >= 3:
             return cleaned
@@ -372,7 +372,7 @@ def levelled(test: ShapeTest, seeds) -> ShapeTest:
     "The test of an odd band without what its seeds want in common, and with their scatter in its variances."
     own = test.change[seeds[test.source]]
     middle = np.median(own, axis=0)
-    scatter = SIGMA_PER_MAD * np.median(np.abs(own - middle), axis=0)
+    scatter = SIGMA_OF_MAD * np.median(np.abs(own - middle), axis=0)
     return replace(test, change=test.change - middle, variance=test.variance + scatter**2)
 
 # %% ../../nbs/05_epsf/07_selection.ipynb #c018c

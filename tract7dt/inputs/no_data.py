@@ -17,13 +17,14 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import not_read
 from ..core.geometry import Box
+from ..core.statistics import SIGMA_OF_MAD
 from .fits import READ_ERRORS, FitsImage
 
 # %% ../../nbs/03_inputs/02_no_data.ipynb #c006
 ROWS_SAMPLED = 32  # of an image, evenly spread
 FEWEST_PIXELS = 100  # that say anything about noise
 SMALL_DIFFERENCE = 0.02  # quantile of the differences that is one step where there are steps
-SIGMA_OF_DIFFERENCE = 1.4826 / np.sqrt(2)  # noise of a pixel over the median difference of two
+SIGMA_OF_DIFFERENCE = SIGMA_OF_MAD / np.sqrt(2)  # noise of a pixel over the median difference of two
 COARSE = 3.0  # noise in steps below which equal neighbours mean nothing
 FINE = 12.0  # noise in steps above which nine equal neighbours do not happen by chance
 BLOCK, COARSE_BLOCK = 9, 25  # pixels of the smallest block without data, above and below `FINE`

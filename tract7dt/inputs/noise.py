@@ -15,6 +15,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from ..core.errors import UserError
 from ..core.geometry import Box, divide
+from ..core.statistics import SIGMA_OF_MAD
 from .band import Band, read_weight
 
 # %% ../../nbs/03_inputs/09_noise.ipynb #c006
@@ -65,7 +66,7 @@ def without_sources(image: np.ndarray, good: np.ndarray) -> np.ndarray:
         smooth = gaussian_filter(np.where(known, flat, 0.0), SMOOTH) / np.maximum(share, 0.3)
         seen = smooth[blank & known]
         middle = np.median(seen)
-        width = 1.4826 * np.median(np.abs(seen - middle))
+        width = SIGMA_OF_MAD * np.median(np.abs(seen - middle))
         blank = known & ~binary_dilation(np.abs(smooth - middle) > DETECT * width, iterations=GROW)
     return blank
 

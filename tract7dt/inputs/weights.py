@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from ..core.geometry import Box
+from ..core.geometry import Box, strips
+from ..core.statistics import SIGMA_OF_MAD
 from .no_data import read_counts
 from .sky_map import SkyMap
 
@@ -63,7 +64,7 @@ def box_skies(counts: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.
         full[:, : part.shape[1]] = part
         out.append(full.reshape(len(part), boxes, side).transpose(1, 0, 2).reshape(boxes, -1))
     level = middle(out[0])
-    noise = 1.4826 * middle(np.abs(out[0] - level[:, None]))
+    noise = SIGMA_OF_MAD * middle(np.abs(out[0] - level[:, None]))
     sky = np.abs(out[0] - level[:, None]) <= NEAR_SKY * noise[:, None]
     return middle(np.where(sky, out[0], np.nan)), middle(np.where(sky, out[1], np.nan))
 
@@ -101,20 +102,15 @@ def bright_slopes(band, strip: Box) -> np.ndarray:
     return ((variance - sky) / np.where(bright, above, 1))[bright]
 
 # %% ../../nbs/03_inputs/02_weights.ipynb #c011a
-def frame_strips(shape: tuple[int, int]) -> list[Box]:
-    "Strips of STEP rows that cover a frame."
-    return [Box(0, shape[1], y, min(y + STEP, shape[0])) for y in range(0, shape[0], STEP)]
-
-
 def photon_slope(band) -> float | None:
     "Variance per count that a band's weight map has under its sources; None where it has none."
-    strips = frame_strips(band.shape)
-    chosen = sorted({int(i) for i in (np.arange(STRIPS) + 0.5) * len(strips) / STRIPS})
-    slopes = np.concatenate([bright_slopes(band, strips[i]) for i in chosen])
+    parts = strips(band.shape, STEP)
+    chosen = sorted({int(i) for i in (np.arange(STRIPS) + 0.5) * len(parts) / STRIPS})
+    slopes = np.concatenate([bright_slopes(band, parts[i]) for i in chosen])
     if len(slopes) < FEWEST_BRIGHT:
         return None
     slope = float(np.median(slopes))
-    scatter = 1.4826 * np.median(np.abs(slopes - slope))
+    scatter = SIGMA_OF_MAD * np.median(np.abs(slopes - slope))
     near = 1 / NEAR_GAIN < slope * band.egain < NEAR_GAIN
     return slope if near and scatter < AGREE * slope else None
 
@@ -127,6 +123,6 @@ def photon_share(band) -> PhotonShare | None:
     slope = None if band.weight is None else photon_slope(band)
     if slope is None:
         return None
-    skies = [box_skies(*counts_and_variance(band, strip)) for strip in frame_strips(band.shape)]
+    skies = [box_skies(*counts_and_variance(band, strip)) for strip in strips(band.shape, STEP)]
     level, variance = (np.array([sky[k] for sky in skies]) for k in (0, 1))
     return PhotonShare(slope, SkyMap(filled(level), STEP, 0.0), SkyMap(filled(variance), STEP, 0.0))

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from ..config.load import config_warnings, load_config
 from ..config.schema import Config
+from ..core.geometry import strips
 from ..core.logs import progress
 from ..epsf.build import look_at_stars, saturation_doubts, width_doubts
 from ..patches.geometry import build_patches as divide_frame
@@ -35,7 +36,6 @@ from ..results.merge import read_final
 from ..results.model_images import ModelImages, wanted_bands, write_band
 from ..tile.gaia import augment_gaia
 from ..tile.load import load_inputs
-from ..tile.stack import strips
 from ..workdir.layout import Layout
 from ..workdir.manifest import require_fits
 

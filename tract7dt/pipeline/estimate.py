@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..config.schema import Config
 from ..core.resources import worker_count
+from ..core.statistics import FWHM_OF_SIGMA
 from ..epsf.band_task import QUICK_SNR, QUICK_STARS, StarsSeen
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
@@ -20,7 +21,6 @@ from ..tile.tile import Tile, share_lines
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025
 DEPTH_SNR = 5  # of the point source whose magnitude is the depth
-FWHM_OF_SIGMA = 2.3548  # 2 sqrt(2 ln 2): FWHM of a Gaussian of standard deviation 1
 
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c025a
 def depth(band, zp_ref: float, fwhm_pix: float | None) -> float:

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from ..config.schema import PatchRun
 from ..core.geometry import Box
+from ..core.statistics import robust_scatter
 from tract7dt.plots.base import (
-    SIGMA_PER_MAD,
     Mosaic,
     colour_image,
     mosaic,
@@ -51,7 +51,7 @@ class BandImages:
     def chi(self) -> float:
         "Robust width of the residuals of the good pixels; 1 when they are noise, NaN without good pixels."
         good = self.residual[~self.masked]
-        return float(SIGMA_PER_MAD * np.median(np.abs(good - np.median(good)))) if good.size else float("nan")
+        return robust_scatter(good)
 
     def cut(self, rows: slice, columns: slice) -> "BandImages":
         "The part of this view inside the slices."

@@ -18,7 +18,8 @@ from .. import __version__
 from ..config.schema import Config
 from ..core.columns import column_for
 from ..core.errors import UserError
-from ..core.geometry import Box
+from ..core.geometry import Box, strips
+from ..core.statistics import robust_scatter
 from ..core.writing import atomic_path
 from ..fit.footprints import MAX_HALF, Footprint, Pixels, largest_half, period_for
 from ..fit.model import FittedSource, add_source
@@ -30,7 +31,6 @@ from ..patches.payload import BandCut, Payload
 from ..patches.problem import load_psfs, pixel_psf
 from ..patches.stored import fitted_parameters
 from .finished import FinishedRun
-from ..tile.stack import strips
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c007
 @dataclass(frozen=True)
@@ -179,11 +179,6 @@ class BandModel:
     scatter: float  # robust scatter of the residual over the sky noise
     model: Path
     residual: Path
-
-
-def robust_scatter(values: np.ndarray) -> float:
-    "Standard deviation from the median absolute deviation (1.4826 of it for a Gaussian); NaN without values."
-    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if len(values) else float("nan")
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c011b
 def write_band(

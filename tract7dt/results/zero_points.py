@@ -17,6 +17,7 @@ from .. import plots
 from ..core.cards import Card, CardContent, card_of
 from ..core.columns import column_for
 from ..core.errors import UserError
+from ..core.statistics import SIGMA_OF_MAD
 from ..core.writing import write_csv
 from ..fit.flags import HARD_FLAGS, FitFlag
 from ..workdir.layout import Layout
@@ -31,9 +32,6 @@ MAX_FRACFLUX = 0.05  # of neighbours' light over a calibrator's own
 FEW_STARS = 5  # below which a zero point is uncertain and has no trends
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c008
-MAD_TO_SIGMA = 1.4826  # 1 / 0.6745, the third quartile of a Gaussian
-
-
 def clip_about_median(z: np.ndarray, sigma: float, max_iters: int) -> np.ndarray:
     """Boolean mask of the values of `z` within `sigma` robust deviations of their median.
 
@@ -45,7 +43,7 @@ def clip_about_median(z: np.ndarray, sigma: float, max_iters: int) -> np.ndarray
         if kept.sum() < 3:
             break
         median = np.median(z[kept])
-        deviation = MAD_TO_SIGMA * np.median(np.abs(z[kept] - median))
+        deviation = SIGMA_OF_MAD * np.median(np.abs(z[kept] - median))
         if deviation == 0:
             break
         new = finite & (np.abs(np.where(finite, z, median) - median) <= sigma * deviation)

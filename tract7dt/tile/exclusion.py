@@ -15,10 +15,9 @@ from scipy.spatial import cKDTree
 
 from ..core.columns import INTERNAL_COLUMNS, result_columns
 from ..core.errors import list_some
-from ..core.geometry import Box, to_pixels
+from ..core.geometry import Box, strips, to_pixels
 from ..inputs.band import Band, MaskBit
 from ..inputs.catalog import valid_coordinates
-from .stack import strips
 
 # %% ../../nbs/04_tile/02_exclusion.ipynb #logger
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from ..core.geometry import Box
+from ..core.geometry import Box, spread_boxes
+from ..core.statistics import FWHM_OF_SIGMA, robust_scatter
 from ..core.writing import write_csv
 from ..fit.problem import NoiseModel
 from ..inputs.band import Band
@@ -36,17 +37,7 @@ LEVEL_MESH = 107  # side of the boxes in which what is left of the sky is levell
 
 def sections(shape: tuple[int, int]) -> list[Box]:
     "Boxes in which the noise of a frame is looked at: all of a small frame, samples of a large one."
-    counts = [max(1, round(length / SECTION)) for length in shape]
-    number = counts[0] * counts[1]
-    thinned = 1.0 if number <= WHOLE else np.sqrt(number / MOST_SECTIONS)
-    counts = [max(1, int(count / thinned)) for count in counts]
-    most = SECTION if thinned > 1 else max(shape)
-    sides = [min(most, length // count) for length, count in zip(shape, counts)]
-    rows, columns = (
-        ((np.arange(count) + 0.5) * length / count - side / 2).astype(int)
-        for length, side, count in zip(shape, sides, counts)
-    )
-    return [Box(int(x), int(x) + sides[1], int(y), int(y) + sides[0]) for y in rows for x in columns]
+    return spread_boxes(shape, SECTION, MOST_SECTIONS, WHOLE)
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c012
 LEAST_IN_BOX = 300  # unmasked pixels of a box that has a level of its own
@@ -74,13 +65,6 @@ def local_level(image: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, float]
 # %% ../../nbs/04_tile/09_noise.ipynb #c014
 SOURCE_SIGMA = 4.0  # smoothed white pixels beyond this many times their scatter are sources, of either sign
 SOURCE_MARGIN = 8  # pixels around them that are left out as well
-FWHM_OF_SIGMA = 2.3548  # 2 sqrt(2 ln 2)
-SIGMA_OF_MAD = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
-
-
-def scatter(values: np.ndarray) -> float:
-    "Robust standard deviation, from the median absolute deviation."
-    return float(SIGMA_OF_MAD * np.median(np.abs(values - np.median(values))))
 
 
 def blank(tile: Tile, box: Box, fwhm_pix: float) -> np.ndarray:
@@ -94,7 +78,7 @@ def blank(tile: Tile, box: Box, fwhm_pix: float) -> np.ndarray:
             break
         light = np.where(known, ratio - local_level(ratio, good)[0], np.float32(0))
         smooth = gaussian_filter(light, fwhm_pix / FWHM_OF_SIGMA)
-        source = np.abs(smooth) > SOURCE_SIGMA * scatter(smooth[good])
+        source = np.abs(smooth) > SOURCE_SIGMA * robust_scatter(smooth[good])
         good = known & (distance_transform_edt(~source) > SOURCE_MARGIN) if source.any() else known
     return good
 
@@ -205,7 +189,7 @@ def factor(sky: BlankSky, template: Template) -> float | None:
         return None
     alone = max(sky.image.shape[1:]) < 1.5 * LEVEL_MESH
     lost = (1.0 if alone else TAKEN_BY_LEVEL) * template.area / sky.in_box
-    return scatter(found) / np.sqrt(max(1 - lost, 0.5))
+    return robust_scatter(found) / np.sqrt(max(1 - lost, 0.5))
 
 # %% ../../nbs/04_tile/09_noise.ipynb #c020
 REACH = 4  # largest offset, pixels

@@ -13,7 +13,8 @@ import numpy as np
 import sep
 from scipy.spatial import cKDTree
 
-from ..core.geometry import Box, match_one_to_one
+from ..core.geometry import Box, match_one_to_one, spread_boxes
+from ..core.statistics import FWHM_OF_SIGMA
 from .exclusion import exclusion, near_saturation
 from .tile import Tile
 
@@ -26,22 +27,12 @@ MOST_WINDOWS = 16
 MESH = 64  # of the background in a window, pixels
 BRIGHT = 8.0  # peak of a bright source over the scatter of a pixel
 MOST_SOURCES = 600  # the brightest are used
-FWHM_OF_SIGMA = 2.3548  # 2 sqrt(2 ln 2)
 USUAL_FWHM = 3.0  # pixels, where no header says
 
 
 def windows(shape: tuple[int, int]) -> list[Box]:
     "Parts of a frame that are searched for bright sources."
-    counts = [max(1, round(length / WINDOW)) for length in shape]
-    thinned = max(1.0, np.sqrt(counts[0] * counts[1] / MOST_WINDOWS))
-    counts = [max(1, int(count / thinned)) for count in counts]
-    most = WINDOW if thinned > 1 else max(shape)
-    sides = [min(most, -(-length // count)) for length, count in zip(shape, counts)]
-    rows, columns = (
-        [int((k + 0.5) * length / count - side / 2) for k in range(count)]
-        for length, side, count in zip(shape, sides, counts)
-    )
-    return [Box(x, x + sides[1], y, y + sides[0]).clip(Box.of_shape(shape)) for y in rows for x in columns]
+    return spread_boxes(shape, WINDOW, MOST_WINDOWS, MOST_WINDOWS)
 
 # %% ../../nbs/04_tile/04_registration.ipynb #c011
 def bright_in(tile: Tile, box: Box, fwhm_pix: float) -> np.ndarray:

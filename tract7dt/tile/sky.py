@@ -25,12 +25,13 @@ from scipy.ndimage import (
     median_filter,
 )
 
-from ..core.geometry import Box
+from ..core.geometry import Box, strips
 from ..core.reading import quiet, reading
+from ..core.statistics import FWHM_OF_SIGMA, SIGMA_OF_MAD
 from ..core.writing import atomic_path
 from ..inputs.band import Band
 from ..inputs.sky_map import SkyMap
-from .stack import STACK_ROWS, prepare_workers, stack_bands, stack_workers, strips
+from .stack import STACK_ROWS, prepare_workers, stack_bands, stack_workers
 from .tile import Tile
 from ..workdir.layout import Layout
 
@@ -70,7 +71,6 @@ class Mesh:
 # %% ../../nbs/04_tile/08_sky.ipynb #c008
 CLIP = 3.0  # scatters from the level beyond which a pixel is left out
 SORTED = 256  # pixels of a box that median and scatter are taken from
-MAD = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def rough_level(values: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.nd
     ordered = np.sort(some, axis=1)
     count = np.count_nonzero(np.isfinite(ordered), axis=1)
     level = middle(ordered, count)
-    return level, MAD * middle(np.sort(np.abs(ordered - level[:, None]), axis=1), count)
+    return level, SIGMA_OF_MAD * middle(np.sort(np.abs(ordered - level[:, None]), axis=1), count)
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c010
 def row_levels(
@@ -202,7 +202,7 @@ def stray(level: np.ndarray, used: np.ndarray, weight: np.ndarray) -> np.ndarray
     filled, half = level[tuple(nearest)], AROUND // 2
     padded = np.pad(filled, half, mode="reflect", reflect_type="odd")
     off = np.abs(level - median_filter(padded, AROUND)[half:-half, half:-half]) * np.sqrt(weight)
-    return used & (off > OUTLIER * MAD * np.median(off[used]))
+    return used & (off > OUTLIER * SIGMA_OF_MAD * np.median(off[used]))
 
 # %% ../../nbs/04_tile/08_sky.ipynb #c015
 UNSEEN = 0.004  # level that light of sources below detection may leave, scatters of a pixel
@@ -231,7 +231,7 @@ def map_error(off: np.ndarray, weight: np.ndarray, pixel: float, full: float, st
     """
     typical = float(np.median(weight))
     kept = smoothing(typical, stiffness)
-    seen = MAD * float(np.median(np.abs(off) * np.sqrt(weight / typical))) / np.sqrt(1 - kept**2)
+    seen = SIGMA_OF_MAD * float(np.median(np.abs(off) * np.sqrt(weight / typical))) / np.sqrt(1 - kept**2)
     level = max(seen, pixel / np.sqrt(full * typical))
     return float(np.hypot(kept * level, UNSEEN * pixel))
 
@@ -349,7 +349,6 @@ def cells_of(white: np.ndarray, sigma: np.ndarray) -> Cells:
 SOME_ROWS = 8  # of each row of boxes of cells that levels and noise are measured in
 QUIET = 25  # per cent of the boxes that are taken as quiet
 QUARTILE = 0.6745  # standard deviations from the median of a Gaussian to its quartile
-FWHM_OF_SIGMA = 2.3548  # FWHM of a Gaussian over its standard deviation
 
 
 def kernel_norm(width: float) -> float:
