@@ -428,8 +428,8 @@ def sky_sheet(skies: dict, shape: tuple[int, int]) -> Figure:
         Map and noise of a pixel (scaled counts) of each band, by its name.
     shape : (rows, columns) of the working frame
     """
-    columns = min(SKY_COLUMNS, len(skies))
-    rows = -(-len(skies) // columns)
+    rows = -(-len(skies) // SKY_COLUMNS)
+    columns = -(-len(skies) // rows)
     figure = Figure(figsize=(SKY_INCHES * columns + 0.9, rows * (SKY_INCHES * shape[0] / shape[1] + 0.35)))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -447,4 +447,7 @@ def sky_sheet(skies: dict, shape: tuple[int, int]) -> Figure:
         axis.axis("off")
     bar = figure.colorbar(drawn, ax=list(axes), fraction=0.03, pad=0.01)
     bar.set_label("sky around its median (noise of a pixel)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.supxlabel("x (pix)", fontsize=8)
+    figure.supylabel("y (pix)", fontsize=8)
     return figure
