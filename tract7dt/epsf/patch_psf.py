@@ -20,7 +20,7 @@ from ..core.writing import atomic_path, fingerprint
 from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf
 from .solve import MIN_STARS
 from ..fit.gaussian_psf import hybrid_psf, mixture_psf
-from ..fit.problem import PixelPSF
+from ..fit.problem import BandOffset, PixelPSF, PSFError
 from ..fit.psf import GAUSSIAN_WIDTHS, gaussian_psf, moffat_psf
 from ..workdir.layout import Layout
 
@@ -44,6 +44,8 @@ class PatchPSF:
         None  # change of the stamp per pixel in x and y [2, n, n]; None: the same all over
     )
     saturation: Saturation = NOTHING_FOUND  # of the band
+    error: PSFError = PSFError()  # how far single stars are from it
+    offset: BandOffset | None = None  # of the band, in the working frame
 
     @property
     def is_sum_of_gaussians(self) -> bool:

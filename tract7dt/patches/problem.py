@@ -129,24 +129,31 @@ def sky_prior(cut: BandCut, choice: str) -> float:
     return SKY_PRIOR_SIGMAS * float(sigma) if choice == "prior" else 0.0
 
 # %% ../../nbs/07_patches/02_problem.ipynb #c010b
-def band_data(cut: BandCut, psf: PixelPSF, choice: str) -> BandData:
-    "A band of a payload for the engine; `choice` is `patch_run.sky`."
+def band_data(
+    cut: BandCut,  # pixels of the band
+    psf: PatchPSF,  # of the band
+    patch: Patch,  # that is fitted
+    choice: str,  # of `patch_run.sky`
+) -> BandData:
+    "A band of a payload for the engine."
     return BandData(
         cut.name,
         cut.image,
         cut.invvar,
-        psf,
+        pixel_psf(psf, patch),
         cut.gain,
         sky_prior=sky_prior(cut, choice),
         sky_error=0.0 if cut.sky is None else cut.sky.error,
         noise=cut.noise,
+        psf_error=psf.error,
+        offset=None if psf.offset is None else psf.offset.moved(patch.roi.x0, patch.roi.y0),
     )
 
 
 def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
     "The fit of a payload as plain arrays."
     bands = tuple(
-        band_data(cut, pixel_psf(psfs[cut.name], payload.patch), cfg.patch_run.sky)
+        band_data(cut, psfs[cut.name], payload.patch, cfg.patch_run.sky)
         for cut in with_saturation(payload, psfs).bands
     )
     return FitProblem(bands, fit_sources(payload, cfg), fit_options(cfg.patch_run))
