@@ -409,6 +409,8 @@ class FitResult(FittedShapes):
     ignored: np.ndarray | None = None  # pixels with light of sources that are not in the list, bool [H, W]
     subfields: int = 1  # into how many the field was cut (`FitOptions.max_group`)
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for
+    worth: Any = None  # what the fluxes are worth, `fit.worth.Worth`
+    band_flags: np.ndarray | None = None  # bits of `BandFlag`, [S, B]
 
     @property
     def converged(self) -> np.ndarray:
