@@ -189,8 +189,8 @@ _WORTH_COLUMNS = _columns(
         "apflux_{band}",
         "float",
         "scaled counts",
-        "light of the data in {band}, sky and the models of other sources taken off, within 1.5 FWHM of the PSF, "
-        "or the circle with half the light where that is larger (at most 20 pixels); its good pixels only",
+        "light of the data in {band} without sky and the models of others within 1.5 FWHM of the PSF, or the "
+        "circle with half the light where that is larger (at most 20 pixels); good pixels only",
     ),
     ("apflux_resid_{band}", "float", "scaled counts", "what of apflux_{band} is not in the source's model"),
     (
