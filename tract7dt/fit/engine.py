@@ -220,9 +220,9 @@ def begin_at(
     problem: FitProblem,  # bands, sources and options
     plan: Plan,  # sources with their footprints, and which parameters are free
     rules: Rules,  # limits and priors
-    theta,  # start parameters, [S, 6]
+    theta,  # start parameters, [S, P]
 ) -> np.ndarray:
-    "Parameters [S, 6] at which the iterations begin: those after the warm start, or `theta` itself."
+    "Parameters [S, P] at which the iterations begin: those after the warm start, or `theta` itself."
     options, worthwhile = problem.options, len(problem.bands) >= MANY_BANDS and plan.free.any()
     if options.warm_start and options.max_iters and worthwhile:
         return warm_start(plan, rules, theta)

@@ -302,7 +302,7 @@ def plan_footprints(
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c030
 def overlapping_pairs(windows) -> np.ndarray:
-    "Index pairs (i <= j) of windows that share pixels, int [P, 2]; empty windows share none."
+    "Index pairs (i <= j) of windows that share pixels, int [pairs, 2]; empty windows share none."
     w = np.array([(w.x0, w.x1, w.y0, w.y1) for w in windows], int).reshape(-1, 4)
     low, high = np.maximum(w[:, None], w[None]), np.minimum(w[:, None], w[None])
     overlap = (low[..., 0] < high[..., 1]) & (low[..., 2] < high[..., 3])

@@ -19,7 +19,8 @@ from .shapes import size_matrix, size_matrix_derivatives
 
 # %% ../../nbs/06_fit/07_render.ipynb #c006
 PARAMETERS = ("x", "y", "L", "eta1", "eta2", "n")  # pixels, pixels, then as in `fit.shapes`, Sersic index
-X, Y, L, ETA1, ETA2, N = range(6)  # where they are
+P = len(PARAMETERS)  # how many they are
+X, Y, L, ETA1, ETA2, N = range(P)  # where they are
 
 # %% ../../nbs/06_fit/07_render.ipynb #c007
 @dataclass(frozen=True)

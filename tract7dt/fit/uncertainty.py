@@ -24,7 +24,7 @@ from tract7dt.fit.normal import (
 )
 from .optimise import Outcome
 from .problem import FitProblem, Kind
-from .render import ETA1, ETA2, L, N, Window, X, Y, render_stack
+from .render import ETA1, ETA2, L, N, P, Window, X, Y, render_stack
 from .shapes import catalog_errors
 from .steps import DAMPING_FLOOR
 
@@ -33,7 +33,7 @@ from .steps import DAMPING_FLOOR
 class Errors:
     """One-sigma errors.
 
-    flux, flux_cond [S, B]; sky [B]; parameters: covariance of the six parameters of each source [S, 6, 6].
+    flux, flux_cond [S, B]; sky [B]; parameters: covariance of the parameters of each source [S, P, P].
     A flux without data has an infinite error. inflation [S, B]: how many times larger than the conditional
     error the marginal one is for sky noise alone, 1 without data. sky_free [B]: the constant that a free sky
     would take. flux_cov: covariance of each source's fluxes [S, B, B], or None.
@@ -81,7 +81,7 @@ def photon_terms(
     response,  # of fluxes and sky to the non-linear parameters (X), [B, S + 1, F]
     spread,  # `response @ covariance`, [B, S + 1, F]
     covariance,  # of the non-linear parameters for sky noise alone, [F, F]
-    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 7]; None: it is independent
+    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 1 + P]; None: independent
 ) -> tuple[np.ndarray, np.ndarray]:
     """What photons, and noise that is not independent, add to the variances of fluxes and sky [B, S + 1] and
     to the covariance of parameters.
@@ -124,11 +124,11 @@ def effective_areas(outcome: Outcome) -> np.ndarray:
 
 
 def noise_factors(problem: FitProblem, outcome: Outcome) -> np.ndarray | None:
-    "How noise adds up over templates, derivatives and, last, the sky, [S + 1, B, 7]; None if independent."
+    "How noise adds up over templates, derivatives, last the sky, [S + 1, B, 1 + P]; None if independent."
     if all(band.noise is None for band in problem.bands):
         return None
     areas = effective_areas(outcome)
-    out = np.ones((*areas.shape, 7))
+    out = np.ones((*areas.shape, 1 + P))
     for b, band in enumerate(problem.bands):
         if band.noise is not None:
             tables = [band.noise.at(areas[:, b])]
@@ -141,7 +141,7 @@ def with_correlation(
     outcome: Outcome,  # how the fit of all ended
     heavy: State,  # the final state with blocks of the photons' variance
     sky_sky,  # of the photons' variance, [B]
-    factors,  # how noise adds up, [S + 1, B, 7]
+    factors,  # how noise adds up, [S + 1, B, 1 + P]
 ) -> tuple[State, np.ndarray]:
     "Blocks and sum of the sky with what correlated noise of the sky has more than independent noise."
     plan, state, own = outcome.plan, outcome.state, factors[:-1]
@@ -188,7 +188,7 @@ def total_errors(
     variance,  # of fluxes and sky for independent noise of the sky, [B, S + 1]
     added,  # what photons and correlation add to it, [B, S + 1]
     conditional,  # conditional errors, [B, S + 1]
-    factors,  # how noise adds up, [S + 1, B, 7], or None
+    factors,  # how noise adds up, [S + 1, B, 1 + P], or None
 ) -> np.ndarray:
     "Marginal errors of fluxes and sky, [B, S + 1], not below what the conditional ones allow."
     if factors is None:
@@ -278,7 +278,7 @@ class Quality:
 def full_template(
     plan: Plan,  # footprints of the sources
     stacks,  # whitened stacks of all sources
-    theta,  # parameters of all sources, [S, 6]
+    theta,  # parameters of all sources, [S, P]
     s: int,  # the source
 ) -> tuple[Window, np.ndarray]:
     "Unclipped footprint and unit-flux template [B, n, n] of one source."
