@@ -27,7 +27,7 @@ from .normal import Plan, excess_variance, modelled_light
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
-from .render import Window
+from .render import G, Window
 from .shapes import catalog_from_native
 from .steps import limits_reached
 from .subfields import join, make_subfields, subfield_footprints, subfield_problem
@@ -153,6 +153,15 @@ def parameter_columns(
     given = status == FitStatus.FAILED
     return out | {name: np.where(given, getattr(problem.sources, name), out[name]) for name in ("x", "y")}
 
+# %% ../../nbs/06_fit/17_engine.ipynb #gradcols
+def gradient_columns(outcome: Outcome, errors: Errors, status) -> dict[str, Any]:
+    "How radii change with wavelength, and the errors, where that was fitted; NaN elsewhere, [S]."
+    fitted = outcome.plan.free[:, G] & ~np.isin(status, (FitStatus.FAILED, FitStatus.NO_DATA))
+    values = outcome.state.theta[:, G], np.sqrt(np.maximum(errors.parameters[:, G, G], 0))
+    return {
+        name: np.where(fitted, value, np.nan) for name, value in zip(("gradient", "gradient_err"), values)
+    }
+
 # %% ../../nbs/06_fit/17_engine.ipynb #c017
 def flux_columns(outcome: Outcome, errors: Errors, quality: Quality) -> dict[str, Any]:
     "Fluxes, sky, their errors and the quality numbers; NaN where nothing was seen."
@@ -195,6 +204,7 @@ def assemble(
     residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),
+        **gradient_columns(outcome, errors, status),
         **fluxes,
         flux_cov=errors.flux_cov,
         source_sky=np.tile(fluxes["sky"], (len(status), 1)),

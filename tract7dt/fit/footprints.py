@@ -103,6 +103,7 @@ class Pixels(PSFTransforms, SkyProducts):
     cubes: dict  # PSF transforms by period, filled as they are needed
     profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
+    log_wavelength: np.ndarray | None = None  # of the bands over the reference, [B]; None: one radius for all
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -110,7 +111,8 @@ class Pixels(PSFTransforms, SkyProducts):
         weight = np.sqrt(np.stack([band.invvar for band in problem.bands]))
         target = np.stack([band.image for band in problem.bands]) * weight
         psfs, prior = zip(*((band.psf, band.sky_prior) for band in problem.bands))
-        return cls(target, weight, psfs, {}, problem.options.profiles, np.array(prior, float))
+        prior, ratio = np.array(prior, float), problem.log_wavelength
+        return cls(target, weight, psfs, {}, problem.options.profiles, prior, ratio)
 
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."

@@ -41,7 +41,7 @@ class Scene:
     "Fitted sources as they are to be drawn."
 
     kind: np.ndarray  # `Kind` of each source, [S]
-    theta: np.ndarray  # x, y, L, eta1, eta2, n where the fit ended, [S, P]
+    theta: np.ndarray  # x, y, L, eta1, eta2, n, g where the fit ended, [S, P]
     flux: np.ndarray  # 0 for what is not to be drawn, float32 [S, B]
     begin: np.ndarray  # where the fits began and took the PSF, (x, y) as the PSFs know them, pixels, [S, 2]
     footprints: Sequence[Footprint]  # windows in the coordinates of `theta`
@@ -73,7 +73,7 @@ class FittedSource:
     "A source as it was fitted."
 
     kind: int  # of `Kind`
-    theta: np.ndarray  # [6] x, y, L, eta1, eta2, n; positions in pixels of the frame that is drawn
+    theta: np.ndarray  # [P] x, y, L, eta1, eta2, n, g; positions in pixels of the frame that is drawn
     flux: np.ndarray  # float32 [B], scaled counts
     begin: (
         np.ndarray | tuple[float, float]
@@ -92,7 +92,8 @@ def add_source(
     if window.empty:
         return
     grid, cube = pixels.cube(footprint.period, source.begin)
-    light = render_stack(source.kind, source.theta, window, grid, cube, profiles=pixels.profiles)
+    how = dict(profiles=pixels.profiles, log_wavelength=pixels.log_wavelength)
+    light = render_stack(source.kind, source.theta, window, grid, cube, **how)
     image[window.within(frame)] += source.flux[:, None, None] * light[:, 0]
 
 # %% ../../nbs/06_fit/18_model.ipynb #c010d

@@ -80,9 +80,8 @@ def source_stack(
     grid, cube = plan.pixels.cube(footprint.period, plan.begin[s])
     weight = plan.pixels.weight[footprint.window.slices]
     wanted = np.flatnonzero(plan.free[s]).tolist() if derivatives else ()
-    return render_stack(
-        int(plan.kind[s]), theta[s], footprint.window, grid, cube, wanted, weight, plan.pixels.profiles
-    )
+    how = plan.pixels.profiles, plan.pixels.log_wavelength
+    return render_stack(int(plan.kind[s]), theta[s], footprint.window, grid, cube, wanted, weight, *how)
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c012
 def band_products(left, right) -> np.ndarray:

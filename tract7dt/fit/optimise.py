@@ -21,7 +21,7 @@ from tract7dt.fit.footprints import (
 from .normal import Plan, State, evaluate, excess_variance, modelled_light
 from .parameters import Rules
 from .problem import STAR, FitProblem
-from .render import ETA1, L, N, P, Window, X, Y
+from .render import ETA1, G, L, N, P, Window, X, Y
 from tract7dt.fit.steps import (
     Quadratic,
     clip_to_limits,
@@ -324,6 +324,32 @@ def begin_fit(setup: Setup, plan: Plan, theta) -> Fit:
         searching=setup.problem.options.ignore_unmodelled,
     )
 
+# %% ../../nbs/06_fit/14_optimise.ipynb #tiltcode
+LEVER = 30.0**2  # of a galaxy from which on its radius may change with wavelength
+
+
+def lever(plan: Plan, state: State) -> np.ndarray:
+    "Squared signal-to-noise ratio times the variance of ln wavelength of the light of each source, [S]."
+    (i, j), ratio = plan.pairs.T, plan.pixels.log_wavelength
+    light = np.zeros(state.flux.shape)
+    light[i[i == j]] = np.maximum(state.flux[i[i == j]], 0) ** 2 * state.gram[i == j, :, 0, 0]
+    if ratio is None:
+        return np.zeros(len(light))
+    total, first, second = (light @ ratio**power for power in range(3))
+    return second - first**2 / np.where(total > 0, total, 1)
+
+
+def free_gradients(fit: Fit) -> Fit:
+    "The fit in which the radii of bright galaxies may change with wavelength, if that was asked for."
+    plan = fit.plan
+    who = plan.free[:, L] & (lever(plan, fit.state) > LEVER)
+    if not (fit.setup.problem.options.size_gradient and who.any()):
+        return fit
+    free = plan.free.copy()
+    free[:, G] = who
+    plan = replace(plan, free=free)
+    return replace(fit, plan=plan, state=evaluate(plan, fit.state.theta, fit.state, who))
+
 # %% ../../nbs/06_fit/14_optimise.ipynb #c032
 def assess(fit: Fit, late: bool = False) -> Fit:
     "The fit with its quadratic model and gains (0 where frozen); `late`, those far from the optimum freeze."
@@ -498,7 +524,7 @@ def optimise(
 ) -> Outcome:
     "Minimise chi-square plus priors. Sources that drift away return to `theta`, also from a better `guess`."
     setup, limit = Setup(problem, rules, theta, plan.footprints, sky, depth), problem.options.max_iters
-    fit = begin_fit(setup, plan, theta if guess is None else guess)
+    fit = free_gradients(begin_fit(setup, plan, theta if guess is None else guess))
     for iteration in range(limit + 1):
         fit = assess(fit, late=iteration >= PATIENCE * limit)
         if fit.converged or iteration == limit:

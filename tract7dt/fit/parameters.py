@@ -12,7 +12,7 @@ import numpy as np
 
 from .problem import FitOptions, Kind, Sources
 from .profiles import N_MAX, N_MIN
-from .render import ETA1, ETA2, L, N, P, X, Y
+from .render import ETA1, ETA2, G, L, N, P, X, Y
 from .shapes import native_from_catalog, soft_from_native
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c007
@@ -42,7 +42,9 @@ class Start:
         low, high = np.array([RE_RANGE, AB_RANGE, (-np.inf, np.inf), (N_MIN, N_MAX)]).T[..., None]
         inside = np.clip(given, low, high)
         clipped = ((inside != given) & [galaxy, galaxy, galaxy, sersic]).any(axis=0)
-        theta = np.where(usable, [sources.x, sources.y, *native_from_catalog(*inside[:3]), inside[3]], 0.0).T
+        place, shape = (sources.x, sources.y), native_from_catalog(*inside[:3])
+        gradient = np.where(galaxy & np.isfinite(sources.gradient), sources.gradient, 0.0)
+        theta = np.where(usable, [*place, *shape, inside[3], gradient], 0.0).T
         return cls(theta, usable, clipped)
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c010
@@ -56,7 +58,9 @@ def free_parameters(sources: Sources, fitted: np.ndarray) -> np.ndarray:
     return free & fitted[:, None]
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c013
-WEAK_SIGMA = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.7])  # of x, y (pixels), L, eta1, eta2, n
+WEAK_SIGMA = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.7, np.inf])  # of x, y (pixels), L, eta1, eta2, n, g
+GRADIENT_SIGMA = 0.15  # of g around 0, always
+GRADIENT_MAX = 0.6  # largest size of g
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c015
 def _information(sigma) -> np.ndarray:
@@ -85,6 +89,7 @@ class Rules:
         lower[:, L], upper[:, L] = np.log(RE_RANGE[0]), np.log(RE_RANGE[1])
         lower[:, L] = np.minimum(lower[:, L], theta[:, L])
         lower[:, N], upper[:, N] = N_MIN, N_MAX
+        lower[:, G], upper[:, G] = -GRADIENT_MAX, GRADIENT_MAX
         soft_info = np.array(
             [_information(s) for s in (sources.lnre_sigma, sources.ee1_sigma, sources.ee2_sigma)]
         ).T
@@ -93,4 +98,5 @@ class Rules:
         info[(soft_info[:, 1:] > 0).all(axis=1), ETA1:N] = 0
         position = _information(sources.pos_sigma)
         info[position > 0, :L] = position[position > 0, None]
-        return cls(lower, upper, theta, info, np.array(soft_from_native(*theta[:, L:N].T)).T, soft_info)
+        info[:, G], mean = GRADIENT_SIGMA**-2, np.where(np.arange(P) == G, 0.0, theta)
+        return cls(lower, upper, mean, info, np.array(soft_from_native(*theta[:, L:N].T)).T, soft_info)

@@ -13,7 +13,7 @@ import numpy as np
 from .linalg import inverse_spd, solve_spd
 from .normal import Plan, State, curvature, gradient
 from .parameters import ETA_MAX, Rules
-from .render import ETA1, ETA2, L, N, P, X, Y
+from .render import ETA1, ETA2, G, L, N, P, X, Y
 from .shapes import soft_from_native, soft_jacobian
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c016
@@ -142,6 +142,7 @@ MAX_MOVE = 1.0  # longest step in position, pixels
 MAX_GROWTH = 0.6  # in L, the logarithm of the circularised radius
 MAX_TURN = 0.6  # in (eta1, eta2)
 MAX_STEEPENING = 0.5  # in the Sersic index n
+MAX_TILT = 0.2  # in g
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c030
 def _shorten(vectors, longest):
@@ -156,7 +157,8 @@ def clip_to_trust_region(step) -> np.ndarray:
         (step[:, :L], MAX_MOVE),
         (step[:, L:ETA1], MAX_GROWTH),
         (step[:, ETA1:N], MAX_TURN),
-        (step[:, N:], MAX_STEEPENING),
+        (step[:, N:G], MAX_STEEPENING),
+        (step[:, G:], MAX_TILT),
     )
     return np.hstack([_shorten(part, longest) for part, longest in parts])
 

@@ -198,6 +198,8 @@ PER_SOURCE = (
     "niters",
     "last_dlnp",
     "source_sky",
+    "gradient",
+    "gradient_err",
     "flux_cov",
 )
 

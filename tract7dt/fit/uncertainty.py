@@ -107,7 +107,7 @@ def _over_bands(one, two) -> np.ndarray:
     return one.reshape(rows, one.shape[2]).T @ two.reshape(rows, two.shape[2])
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #corr
-ORDER = np.array([0, 1, 1, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by shape and index
+ORDER = np.array([0, 1, 1, 2, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by all others
 
 
 def effective_areas(outcome: Outcome) -> np.ndarray:
@@ -290,7 +290,8 @@ def full_template(
     kind = int(plan.kind[s])
     period = period_for(kind, theta[s], footprint.half, plan.pixels.psf_radius)
     grid, cube = plan.pixels.cube(period, plan.begin[s])
-    return window, render_stack(kind, theta[s], window, grid, cube, profiles=plan.pixels.profiles)[:, 0]
+    how = dict(profiles=plan.pixels.profiles, log_wavelength=plan.pixels.log_wavelength)
+    return window, render_stack(kind, theta[s], window, grid, cube, **how)[:, 0]
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c022
 def _ratio(top, bottom):

@@ -14,7 +14,7 @@ from .footprints import MIN_HALF, PERIODS, Footprint, Pixels, overlapping_pairs
 from .normal import Plan, solved
 from .problem import STAR
 from .psf import waves
-from .render import PROFILES, L, N, P, Window, X, Y
+from .render import PROFILES, G, L, N, P, Window, X, Y
 from .shapes import size_matrix, size_matrix_derivatives
 from .steps import clip_to_limits, clip_to_trust_region, newton_step, prior_penalty, quadratic
 
@@ -101,9 +101,9 @@ def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.n
     by_y = (ey * (-2j * np.pi * grid.v).astype(np.complex64)) @ spectra[:, :, 0]
     rows = (ey @ spectra.reshape(count, K, 5 * U)).reshape(count, n, 5, U).transpose(2, 0, 1, 3)
     rows = np.concatenate([rows[:1], by_y[None], rows[1:]])
-    out = np.empty((count, 1 + P, n, n), np.float32)
+    out = np.zeros((count, 1 + P, n, n), np.float32)  # nothing changes by g: there is only one band
     out[:, 1] = _real_products(rows[:1], ex * grid.tilts)[0]
-    out[:, [0, 2, 3, 4, 5, 6]] = _real_products(rows, ex).transpose(1, 0, 2, 3)
+    out[:, [0, *range(2, 1 + G)]] = _real_products(rows, ex).transpose(1, 0, 2, 3)
     return out
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c013
