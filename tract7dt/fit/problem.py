@@ -293,6 +293,9 @@ class FitOptions:
     warm_start: bool = True  # first steps on small stamps of the mean image, with four bands or more
     photon_weights: bool = True  # pixels count by the noise of the sky and of the photons of the model
     size_gradient: bool = False  # radii of galaxies may change with wavelength
+    open_sides: tuple[bool, bool, bool, bool] = (
+        (False,) * 4
+    )  # of the image at small x, large x, small y, large y: whether there are pixels beyond that are not given
 
     def __post_init__(self):
         if self.profiles not in ("exact", "mixture"):
@@ -409,6 +412,7 @@ class FitResult(FittedShapes):
     ignored: np.ndarray | None = None  # pixels with light of sources that are not in the list, bool [H, W]
     subfields: int = 1  # into how many the field was cut (`FitOptions.max_group`)
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for
+    fracwindow: np.ndarray | None = None  # share of the light outside the source's window, mean of bands, [S]
 
     @property
     def converged(self) -> np.ndarray:
