@@ -126,6 +126,13 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
+    (
+        "fracwindow",
+        "float",
+        "",
+        "share of the light outside the pixels that the source was fitted on, mean of the bands; what lies "
+        "beyond the edge of the image is not counted (see fracmasked_{band}_fit)",
+    ),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008b
@@ -273,6 +280,7 @@ _ALONE_ORDER = (
     "flag_bound_stalled_which_parameter",
     "fit_status",
     "fit_flags",
+    "fracwindow",
 )
 _SHARED = {column.name: column for column in SOLUTION_COLUMNS}
 ALONE_COLUMNS = tuple(

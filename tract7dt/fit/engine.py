@@ -98,6 +98,20 @@ def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:
     held = np.isfinite([band.sky_prior for band in problem.bands])
     return bool(np.any(held & (np.abs(sky_free) * inverse_error > SKY_ELSEWHERE)))
 
+# %% ../../nbs/06_fit/17_engine.ipynb #window
+LOST = 0.05  # share of the light outside the window, above which it is too small
+LOST_ERRORS = 5.0  # and the same in errors of the flux
+
+
+def window_too_small(fracwindow, flux, error) -> np.ndarray:
+    "Sources whose window misses light that would be seen in most bands with data, bool [S]."
+    share = np.nan_to_num(fracwindow)[:, None]
+    known = np.isfinite(flux) & np.isfinite(error)
+    seen = (
+        (share > LOST) & known & (share * np.where(known, flux, 0) > LOST_ERRORS * np.where(known, error, 1))
+    )
+    return 2 * np.count_nonzero(seen, axis=1) > np.count_nonzero(known, axis=1)
+
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
     problem: FitProblem,  # bands, sources and options
@@ -130,6 +144,7 @@ def raise_flags(
         ),
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
         FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(outcome.state.flux, errors.flux).any(axis=1),
+        FitFlag.WINDOW_TOO_SMALL: ~lost & window_too_small(quality.lost, outcome.state.flux, errors.flux),
         FitFlag.RUNAWAY: ~lost & has_run_away(problem, start, outcome),
         FitFlag.SKY_ELSEWHERE: sky_elsewhere(problem, outcome.plan, errors.sky_free),
     }
@@ -192,7 +207,7 @@ def assemble(
     excess = excess_variance(problem, outcome.plan, modelled_light(outcome.plan, outcome.state))
     ignored = ignored_pixels(outcome.plan, problem)
     errors = measure_errors(problem, outcome, excess)
-    quality = measure_quality(outcome, errors.flux_cond, excess, shown)
+    quality = measure_quality(outcome, errors.flux_cond, excess, shown, problem.options.open_sides)
     errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
@@ -217,6 +232,7 @@ def assemble(
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
         ignored=ignored,
+        fracwindow=quality.lost,
     )
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c020

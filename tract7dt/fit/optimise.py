@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tract7dt.fit.footprints import (
+    LARGE_HALF,
     MAX_HALF,
     Footprint,
     make_footprint,
@@ -199,13 +200,16 @@ def stale_derivatives(
 MAX_NEW_FOOTPRINTS = 10  # for each source
 FAR_MOVE = 2.0  # pixels from the middle of the footprint
 MUCH_GROWTH = 1.5  # factor of the radius
+SOME_GROWTH = 1.1  # the same for large footprints, lest much light be outside
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c022
 def needs_new_footprint(plan: Plan, theta) -> np.ndarray:
     "Sources that left their footprint, bool [S]."
     planned = np.array([(f.x, f.y, f.L) for f in plan.footprints]).reshape(-1, 3)
+    large = np.array([f.half > LARGE_HALF for f in plan.footprints], bool)
+    growth = np.log(np.where(large, SOME_GROWTH, MUCH_GROWTH))
     moved = np.hypot(theta[:, X] - planned[:, X], theta[:, Y] - planned[:, Y]) > FAR_MOVE
-    return (moved | (theta[:, L] - planned[:, L] > np.log(MUCH_GROWTH))) & plan.free.any(axis=1)
+    return (moved | (theta[:, L] - planned[:, L] > growth)) & plan.free.any(axis=1)
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c023
 def update_footprints(

@@ -294,6 +294,9 @@ class FitOptions:
     warm_start: bool = True  # first steps on small stamps of the mean image, with four bands or more
     photon_weights: bool = True  # pixels count by the noise of the sky and of the photons of the model
     size_gradient: bool = False  # radii of bright galaxies may change with wavelength, where it is known
+    open_sides: tuple[bool, bool, bool, bool] = (
+        (False,) * 4
+    )  # of the image at small x, large x, small y, large y: whether there are pixels beyond that are not given
 
     def __post_init__(self):
         if self.profiles not in ("exact", "mixture"):
@@ -425,6 +428,7 @@ class FitResult(FittedShapes):
     gradient: np.ndarray | None = None  # fitted d ln re / d ln wavelength, NaN where not fitted, [S]
     gradient_err: np.ndarray | None = None  # its error, with that of the prior, [S]
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for
+    fracwindow: np.ndarray | None = None  # share of the light outside the source's window, mean of bands, [S]
 
     @property
     def converged(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .footprints import image_products, period_for
+from .footprints import Pixels, image_products, period_for
 from .linalg import inverse_spd
 from tract7dt.fit.normal import (
     Plan,
@@ -266,13 +266,17 @@ def parameter_errors(kind, theta, covariance) -> dict[str, np.ndarray]:
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c019
 @dataclass(frozen=True, eq=False)
 class Quality:
-    "Weighted chi-square, good pixels, light of others over own, masked fraction, [S, B]; model [B, H, W]."
+    """Weighted chi-square, good pixels, light of others over own, masked fraction, [S, B]; model [B, H, W].
+
+    lost [S]: share of the light outside the window, NaN where there is none.
+    """
 
     chi2: np.ndarray
     npix: np.ndarray
     fracflux: np.ndarray
     fracmasked: np.ndarray
     model: np.ndarray
+    lost: np.ndarray
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c020
 def full_template(
@@ -313,6 +317,28 @@ def _seen(
     mean_square = _ratio(np.einsum("bij,bij->b", profile, chi2_image), seen)
     return npix * mean_square, npix, np.clip(1 - _ratio(seen, total), 0, 1)
 
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #lost
+BEYOND = 0.25  # share of the light beyond an open side of the image from which on it counts as lost
+
+
+def light_lost(
+    template: np.ndarray,  # unit-flux template on the unclipped footprint, [B, n, n]
+    window: Window,  # this footprint
+    pixels: Pixels,  # with the frame of the image and the PSFs
+    open_sides=(False,) * 4,  # at small x, large x, small y, large y: whether there are pixels beyond
+) -> float:
+    "Share of the light of a source outside its window, mean of the bands."
+    total = np.array([psf.stamp.sum() / psf.oversampling**2 for psf in pixels.psfs])
+    frame, far = pixels.frame, 10**9
+    sides = (frame.x0, frame.x1, frame.y0, frame.y1)
+    ends = (-far, far, -far, far)
+    limits = Window(*(side if is_open else end for side, end, is_open in zip(sides, ends, open_sides)))
+    kept = window.clip(limits)
+    inside = np.mean(template.sum(axis=(1, 2)) / total)
+    seen = 0.0 if kept.empty else np.mean(template[kept.within(window)].sum(axis=(1, 2)) / total)
+    beyond = inside - seen
+    return float(np.clip(1 - inside + (beyond if beyond > BEYOND else 0), 0, 1))
+
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c025
 def fraction_of_others(outcome: Outcome, flux_cond) -> np.ndarray:
     "Light of other sources over own light, weighted with the own profile, [S, B]."
@@ -331,11 +357,13 @@ def measure_quality(
     flux_cond,  # conditional errors of the fluxes, [S, B]
     excess,  # photon variance over that of the sky, [B, H, W]
     shown,  # sources that appear in the result, bool [S]
+    open_sides=(False,) * 4,  # sides of the image beyond which there are pixels (`FitOptions.open_sides`)
 ) -> Quality:
     "Quality numbers of the sources in `shown`, and their model images on the sky."
     plan, state = outcome.plan, outcome.state
     shape, pixels = state.flux.shape, plan.pixels
     chi2, npix, masked = np.zeros(shape), np.zeros(shape, int), np.ones(shape)
+    lost = np.full(len(shown), np.nan)
     chi2_image = state.residual**2 / (1 + excess)
     flux, sky = state.flux.astype(np.float32), state.sky.astype(np.float32)
     model = np.tile(sky[:, None, None], (1, *pixels.weight.shape[1:]))
@@ -343,9 +371,9 @@ def measure_quality(
     for s in np.flatnonzero(shown & rendered).tolist():
         footprint = plan.footprints[s].window
         window, template = full_template(plan, state.stacks, state.theta, s)
-        part = footprint.within(window)
+        part, lost[s] = footprint.within(window), light_lost(template, window, pixels, open_sides)
         model[footprint.slices] += flux[s][:, None, None] * template[part]
         chi2[s], npix[s], masked[s] = _seen(
             template, part, pixels.weight[footprint.slices] > 0, chi2_image[footprint.slices]
         )
-    return Quality(chi2, npix, fraction_of_others(outcome, flux_cond), masked, model)
+    return Quality(chi2, npix, fraction_of_others(outcome, flux_cond), masked, model, lost)

@@ -77,6 +77,7 @@ def optimizer_columns(result: FitResult) -> dict[str, object]:
         "flag_bound_stalled_which_parameter": [",".join(names) for names in result.at_bound],
         "fit_status": [FitStatus(s).text for s in result.status],
         "fit_flags": result.flags.astype(np.int64),
+        "fracwindow": np.nan if result.fracwindow is None else result.fracwindow,
     }
 
 

@@ -128,6 +128,12 @@ def sky_prior(cut: BandCut, choice: str) -> float:
     sigma = np.median(np.broadcast_to(cut.sky_sigma, good.shape)[good])
     return SKY_PRIOR_SIGMAS * float(sigma) if choice == "prior" else 0.0
 
+# %% ../../nbs/07_patches/02_problem.ipynb #opencode
+def open_sides(patch: Patch) -> tuple[bool, bool, bool, bool]:
+    "Sides of the region of interest beyond which the frame goes on: small x, large x, small y, large y."
+    whole, roi = patch.base.grow(patch.halo), patch.roi
+    return roi.x0 == whole.x0, roi.x1 == whole.x1, roi.y0 == whole.y0, roi.y1 == whole.y1
+
 # %% ../../nbs/07_patches/02_problem.ipynb #c010b
 def band_data(
     cut: BandCut,  # pixels of the band
@@ -156,4 +162,5 @@ def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
         band_data(cut, psfs[cut.name], payload.patch, cfg.patch_run.sky)
         for cut in with_saturation(payload, psfs).bands
     )
-    return FitProblem(bands, fit_sources(payload, cfg), fit_options(cfg.patch_run))
+    options = replace(fit_options(cfg.patch_run), open_sides=open_sides(payload.patch))
+    return FitProblem(bands, fit_sources(payload, cfg), options)

@@ -21,7 +21,7 @@ from ..core.errors import UserError
 from ..core.geometry import Box, strips
 from ..core.statistics import robust_scatter
 from ..core.writing import atomic_path
-from ..fit.footprints import MAX_HALF, Footprint, Pixels, largest_half, period_for
+from ..fit.footprints import Footprint, Pixels, largest_half, period_for
 from ..fit.model import FittedSource, add_source
 from ..fit.problem import Kind
 from ..fit.render import Window
@@ -77,10 +77,11 @@ def skies(catalog: pd.DataFrame, band: Band) -> dict[str, float]:
     return sky.drop("", errors="ignore").to_dict()
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009
-def reach_of(cfg: Config) -> float:
-    "Pixels beyond which no source of a run has light."
+def reach_of(cfg: Config, sources: BandSources) -> np.ndarray:
+    "Pixels beyond which sources of a run have no light, [S]."
     stamps = (cfg.epsf.final_psf_size, cfg.moffat_psf.radius_pix, cfg.patch_run.fallback_stamp_radius_pix)
-    return MAX_HALF + 2 * max(stamps)
+    own = [largest_half(kind, theta, 0) for kind, theta in zip(sources.kind, sources.theta)]
+    return np.array(own, float) + 2 * max(stamps)
 
 
 def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
@@ -134,7 +135,7 @@ def draw_strip(
         part = run.patches[tag].base.clip(box)
         if not part.is_empty:
             image[part.shift(-box.x0, -box.y0).slices] = level
-    strip, y, reach = Window(box.x0, box.x1, box.y0, box.y1), sources.theta[:, 1], reach_of(run.cfg)
+    strip, y, reach = Window(box.x0, box.x1, box.y0, box.y1), sources.theta[:, 1], reach_of(run.cfg, sources)
     near = np.flatnonzero((y > box.y0 - reach) & (y < box.y1 + reach))
     for tag in np.unique(sources.patch[near]):
         rows = near[sources.patch[near] == tag]
