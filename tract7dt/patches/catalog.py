@@ -19,7 +19,7 @@ from ..epsf.patch_psf import PatchPSF
 from ..fit.flags import FitFlag, FitStatus
 from ..fit.footprints import Footprint, Pixels, period_for, semi_major
 from ..fit.model import FittedSource, add_source
-from ..fit.problem import FitResult, Kind
+from ..fit.problem import FitResult, Kind, PixelPSF
 from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
 from ..inputs.band import MaskBit
@@ -270,6 +270,51 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_code
+def noise_around(
+    cut: BandCut,  # the band
+    x: float,  # place in the cut, pixels; may be NaN
+    y: float,  # likewise
+    half: int,  # half size of the box, pixels
+) -> float:
+    "Noise of a pixel of a band around a place (pixels), from good pixels of a box; NaN without any."
+    if np.ndim(cut.sky_sigma) == 0:
+        return float(cut.sky_sigma)
+    if not (np.isfinite(x) and np.isfinite(y)):
+        return float("nan")
+    column, row = round(x), round(y)
+    box = (
+        slice(max(row - half, 0), max(row + half + 1, 0)),
+        slice(max(column - half, 0), max(column + half + 1, 0)),
+    )
+    weight = cut.invvar[box]
+    return float(weight[weight > 0].mean() ** -0.5) if (weight > 0).any() else float("nan")
+
+
+def star_error(
+    cut: BandCut,  # the band
+    psf: PixelPSF,  # its PSF, in pixels of the cut
+    x: float,  # place in the cut, pixels; may be NaN
+    y: float,  # likewise
+) -> float:
+    "Error of the flux of a faint star alone at a place in a cut, scaled counts."
+    stamp = psf.at(x, y) if np.isfinite(x) and np.isfinite(y) else psf.stamp
+    area = stamp.sum() ** 2 / np.sum(stamp**2) / psf.oversampling**2
+    factor = 1.0 if cut.noise is None else float(cut.noise.at(area))
+    level = 0.0 if cut.sky is None else cut.sky.error
+    noise = noise_around(cut, x, y, max(1, round(np.sqrt(area) / 2)))
+    return float(np.hypot(noise * factor * np.sqrt(area), level * area))
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_codeb
+def depth_columns(payload: Payload, psfs: dict[str, PatchPSF]) -> dict[str, list[float]]:
+    "`FLUXERR_STAR_{band}_fit` of all bands."
+    places = payload.sources[["x_pix_patch", "y_pix_patch"]].to_numpy(float)
+    columns: dict[str, list[float]] = {}
+    for cut in payload.bands:
+        psf = pixel_psf(psfs[cut.name], payload.patch)
+        columns[f"FLUXERR_STAR_{cut.name}_fit"] = [star_error(cut, psf, x, y) for x, y in places]
+    return columns
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #user_sky
 def add_sky_maps(columns: dict[str, object], payload: Payload) -> None:
     "Add the sky that was taken off each band, at the start positions, to `sky_{band}_fit`; changed in place."
@@ -298,6 +343,7 @@ def patch_catalog(
         **psf_columns(psfs, settings.min_epsf_nstars_for_use),
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
+        **depth_columns(payload, psfs),
     }
     columns |= saturation_columns(payload.bands, results, columns)
     add_sky_maps(columns, payload)
