@@ -125,6 +125,7 @@ def zp_vs_mag(
 ) -> Figure:
     "Zero point of each star of a band against its Gaia magnitude."
     stars = stars[stars["band"] == zero.band] if "band" in stars else stars
+    stars = stars.assign(zp=stars["zp"] - stars["zp_field"]) if "zp_field" in stars else stars
     fig = Figure(figsize=(8.6, 3.8))
     ax = fig.add_axes(
         (0.09, 0.13, 0.57, 0.78),
