@@ -48,6 +48,7 @@ ADDED = {
     "patch_run.covariance": False,
     "patch_run.sky": "prior",
     "inputs.preset": None,
+    "zp.field": "auto",
     "inputs.hdu": None,
     "inputs.mask_suffix": None,
     "inputs.mask_reject": "all",

@@ -763,6 +763,11 @@ class Zp(Section):
     gaia_pos_err_pix: Positive | None = key(
         0.1, "Position prior of added stars; null = none.", "pix", affects=TILE
     )
+    field: Annotated[Int, Ge(0), Le(2)] | Auto = key(
+        "auto",
+        "Degree of the zero point's change over the field; auto = what held-out stars bear out, 0 = none.",
+        affects=NOTHING_KEPT,
+    )
     plot_mag_lo: Real = key(10.0, "Left limit of zero-point plots.", "mag AB", affects=NOTHING_KEPT)
     plot_mag_hi: Real = key(
         20.0, "Right limit of zero-point plots.", "mag AB", above="plot_mag_lo", affects=NOTHING_KEPT

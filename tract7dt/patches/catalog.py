@@ -19,7 +19,7 @@ from ..epsf.patch_psf import PatchPSF
 from ..fit.flags import FitFlag, FitStatus
 from ..fit.footprints import Footprint, Pixels, period_for, semi_major
 from ..fit.model import FittedSource, add_source
-from ..fit.problem import FitResult, Kind
+from ..fit.problem import FitResult, Kind, PixelPSF
 from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
 from ..inputs.band import MaskBit
@@ -271,6 +271,60 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_code
+def noise_around(
+    invvar: np.ndarray,  # of the sky noise of a band, 0 where masked, [h, w]
+    x: float,  # place, pixels; may be NaN
+    y: float,  # likewise
+    half: int,  # half size of the box, pixels
+) -> float:
+    "Noise of a pixel of a band around a place, from good pixels of a box; NaN without any."
+    if not (np.isfinite(x) and np.isfinite(y)):
+        return float("nan")
+    rows, columns = (slice(max(round(at) - half, 0), max(round(at) + half + 1, 0)) for at in (y, x))
+    weight = invvar[rows, columns]
+    return float(weight[weight > 0].mean() ** -0.5) if (weight > 0).any() else float("nan")
+
+
+def star_areas(psf: PixelPSF, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "Effective areas of a PSF at places [n], pixels; that of its origin where they are NaN."
+    parts = np.stack(
+        [psf.stamp, *(np.zeros((2, *psf.stamp.shape)) if psf.gradient is None else psf.gradient)]
+    )
+    flat = parts.reshape(3, -1)
+    off = np.nan_to_num(np.stack([np.ones(len(x)), x - psf.origin[0], y - psf.origin[1]]))
+    squares = np.einsum("in,ij,jn->n", off, flat @ flat.T, off)
+    return (flat.sum(axis=1) @ off) ** 2 / squares / psf.oversampling**2
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_codeb
+def star_errors(
+    cut: BandCut,  # the band
+    psf: PixelPSF,  # its PSF, in pixels of the cut
+    x: np.ndarray,  # places in the cut, pixels, [n]; NaN allowed
+    y: np.ndarray,  # likewise
+) -> np.ndarray:
+    "Errors of the fluxes of faint stars, each alone at its place x, y in a cut [n], scaled counts."
+    area = star_areas(psf, x, y)
+    factor = 1.0 if cut.noise is None else cut.noise.at(area)
+    level = 0.0 if cut.sky is None else cut.sky.error
+    noise: float | np.ndarray
+    if isinstance(cut.sky_sigma, np.ndarray) and cut.sky_sigma.ndim:
+        half = max(1, round(np.sqrt(float(area.max(initial=1))) / 2))
+        invvar = cut.invvar
+        noise = np.array([noise_around(invvar, *place, half) for place in zip(x, y)])
+    else:
+        noise = float(cut.sky_sigma)
+    return np.hypot(noise * factor * np.sqrt(area), level * area)
+
+
+def depth_columns(payload: Payload, psfs: dict[str, PatchPSF]) -> dict[str, np.ndarray]:
+    "`FLUXERR_STAR_{band}_fit` of all bands."
+    x, y = (payload.sources[f"{axis}_pix_patch"].to_numpy(float) for axis in "xy")
+    return {
+        f"FLUXERR_STAR_{cut.name}_fit": star_errors(cut, pixel_psf(psfs[cut.name], payload.patch), x, y)
+        for cut in payload.bands
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #user_sky
 def add_sky_maps(columns: dict[str, object], payload: Payload) -> None:
     "Add the sky that was taken off each band, at the start positions, to `sky_{band}_fit`; changed in place."
@@ -299,6 +353,7 @@ def patch_catalog(
         **psf_columns(psfs, settings.min_epsf_nstars_for_use),
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
+        **depth_columns(payload, psfs),
     }
     columns |= saturation_columns(payload.bands, results, columns)
     add_sky_maps(columns, payload)

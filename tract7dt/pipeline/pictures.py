@@ -32,7 +32,7 @@ from ..workdir.layout import CELL_PICTURES, Layout
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #imports_plots
 from ..plots.base import plain_texts
-from ..plots.calibration import zp_vs_mag
+from ..plots.calibration import zp_over_field, zp_vs_mag
 from ..plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
 from tract7dt.plots.field import (
     bright_mask_overlay,
@@ -502,7 +502,7 @@ def draw_patch(fit, cfg: Config, layout: Layout) -> str:
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c028
 def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
     "Draw the zero points of all solved bands (a `ZeroPoints`): in the configured range, and with every star."
-    remove(*layout.zp_dir.glob("zp_vs_mag__*.png"))
+    remove(*layout.zp_dir.glob("zp_vs_mag__*.png"), *layout.zp_dir.glob("zp_field__*.png"))
     for band, zero in zero_points.bands.items():
         for full in (False, True):
             warn(
@@ -516,3 +516,4 @@ def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
                     full,
                 )
             )
+        warn(draw(layout.zp_field_plot(band), cfg.plotting.dpi, zp_over_field, zero, zero_points.stars))

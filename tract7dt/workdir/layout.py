@@ -450,10 +450,12 @@ class ResultFiles(Folders):
 ZP_SUMMARY = (
     *("band", "n_raw", "n_kept", "n_clipped", "n_unreliable", "clip_sigma", "zp", "zp_err", "zp_scatter"),
     *("n_used", "zp_median", "zp_err_mad", "zp_err_std", "n_zp_err_src", "zp_err_snr_used"),
+    *("colour", "colour_slope", "colour_slope_err"),
+    *("field_degree", "field_range", "field_fall", "field_surface"),
 )
 ZP_STARS = (
     *("band", "gaia_source_id", "gaiaxp_mag", "flux", "fluxerr"),
-    *("zp", "zp_err", "is_kept", "is_clipped"),
+    *("zp", "zp_err", "is_kept", "is_clipped", "x", "y", "zp_field"),
 )
 
 # %% ../../nbs/02_workdir/00_layout.ipynb #p024
@@ -474,6 +476,11 @@ class ZeroPointFiles(Folders):
     def zp_plot(self, band: str, full_range: bool = False) -> Path:
         "Zero point against magnitude of the stars of a band."
         return self.zp_dir / f"zp_vs_mag__{safe_name(band)}{'_fullrange' if full_range else ''}.png"
+
+    @file_of_each("work_dir", made_by="compute-zp")
+    def zp_field_plot(self, band: str) -> Path:
+        "The stars of a band over the field, with what their zero point has there."
+        return self.zp_dir / f"zp_field__{safe_name(band)}.png"
 
     @file_of_each("work_dir", made_by="build-patches", columns=(INPUT, *STATE[:3], "gaia_source_id"))
     def augmented_catalog(self, input_catalog: Path) -> Path:
