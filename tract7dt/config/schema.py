@@ -169,6 +169,13 @@ class Inputs(Section):
         "program.",
         affects=TILE,
     )
+    wavelengths: dict[Text, Annotated[Real, Ge(10), Le(1e7)]] | None = key(
+        None,
+        "Wavelengths, {band: nm}, of bands whose names do not tell them, for patch_run.size_gradient and "
+        "pictures; null = by name (7DT's, u g r i z y, Z Y J H K Ks, B V R I).",
+        "nm",
+        affects=FITS,
+    )
     keywords: Keywords = Keywords()
 
     @model_validator(mode="before")
@@ -573,6 +580,12 @@ class PatchRun(Section):
         FitOptions.ignore_unmodelled,
         "The native engine ignores bright pixels far from all sources, so that light which the catalog lacks "
         "does not raise the sky.",
+        affects=FITS,
+    )
+    size_gradient: Bool = key(
+        False,
+        "The native engine lets the radius of bright galaxies change with wavelength: one parameter more, "
+        "size_gradient_fit in the catalog. Needs the wavelengths of all bands (inputs.wavelengths).",
         affects=FITS,
     )
     covariance: Bool = key(

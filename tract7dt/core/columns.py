@@ -235,6 +235,18 @@ SOLUTION_COLUMNS = _columns(
     ),
 )
 
+# %% ../../nbs/00_core/06_columns.ipynb #gradcols
+GRADIENT_COLUMNS = _columns(
+    (
+        "size_gradient_fit",
+        "float",
+        "",
+        "d ln Re / d ln wavelength (patch_run.size_gradient); Re_fit is at the geometric mean of the "
+        "wavelengths of all bands; empty where one radius holds for all bands",
+    ),
+    ("size_gradient_err_fit", "float", "", "error of size_gradient_fit, with its prior of 0 +- 0.15"),
+)
+
 # %% ../../nbs/00_core/06_columns.ipynb #c008b
 _FLUX_COLUMNS = _columns(
     ("FLUX_{band}_fit", "float", "scaled counts", "fitted flux in {band}"),
@@ -434,7 +446,9 @@ def expand(columns: tuple[Column, ...], bands) -> list[Column]:
 def fit_columns(bands, together: bool = True) -> list[Column]:
     "Columns that a patch fit adds, in file order; bands fitted `together`, or each alone and then sorted."
     if together:
-        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS, bands) + expand(BAND_COLUMNS, bands)
+        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS + GRADIENT_COLUMNS, bands) + expand(
+            BAND_COLUMNS, bands
+        )
     return expand(PATCH_COLUMNS, bands) + expand(ALONE_COLUMNS, sorted(bands))
 
 
@@ -455,6 +469,7 @@ def result_columns(bands) -> list[Column]:
         STATE_COLUMNS,
         PATCH_COLUMNS,
         SOLUTION_COLUMNS,
+        GRADIENT_COLUMNS,
         BAND_COLUMNS,
         ALONE_COLUMNS,
         FINAL_COLUMNS,

@@ -65,6 +65,15 @@ def shape_columns(kind: np.ndarray, result: FitResult) -> dict[str, np.ndarray]:
         "THETA_err_fit": only(result.theta_err, galaxy),
     }
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #gradcode
+def gradient_columns(result: FitResult) -> dict[str, np.ndarray]:
+    "How radii change with wavelength; NaN where they do not."
+    nothing = np.full(len(result.x), np.nan)
+    return {
+        "size_gradient_fit": nothing if result.gradient is None else result.gradient,
+        "size_gradient_err_fit": nothing if result.gradient_err is None else result.gradient_err,
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013a
 def optimizer_columns(result: FitResult) -> dict[str, object]:
     "How the fit of each source ended."
@@ -234,7 +243,8 @@ def measured_columns(
 ) -> dict[str, object]:
     "All fit columns: of one result for all bands, or of one for each band, whose names then tell the band."
     if together:
-        return solution_columns(kind, results[0], roi) | band_columns(results[0], psfs)
+        solution = solution_columns(kind, results[0], roi) | gradient_columns(results[0])
+        return solution | band_columns(results[0], psfs)
     columns: dict[str, object] = {}
     for (band, psf), result in zip(psfs.items(), results):
         solution = solution_columns(kind, result, roi)

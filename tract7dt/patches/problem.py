@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core.wavelengths import wavelength_nm
 from ..epsf.patch_psf import PatchPSF, psf_for_patch, psf_of_model
 from ..fit.problem import BandData, FitOptions, FitProblem, Kind, PixelPSF, Sources
 from ..inputs.band import MaskBit
@@ -94,6 +95,7 @@ def fit_options(settings) -> FitOptions:
         max_group=settings.max_group,
         ignore_unmodelled=settings.ignore_unmodelled,
         covariance=settings.covariance,
+        size_gradient=settings.size_gradient,
     )
 
 # %% ../../nbs/07_patches/02_problem.ipynb #sat02
@@ -140,6 +142,7 @@ def band_data(
     psf: PatchPSF,  # of the band
     patch: Patch,  # that is fitted
     choice: str,  # of `patch_run.sky`
+    wavelengths=None,  # of `inputs.wavelengths`
 ) -> BandData:
     "A band of a payload for the engine."
     return BandData(
@@ -152,6 +155,7 @@ def band_data(
         sky_error=0.0 if cut.sky is None else cut.sky.error,
         noise=cut.noise,
         psf_error=psf.error,
+        wavelength=wavelength_nm(cut.name, wavelengths),
         offset=None if psf.offset is None else psf.offset.moved(patch.roi.x0, patch.roi.y0),
     )
 
@@ -159,7 +163,7 @@ def band_data(
 def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
     "The fit of a payload as plain arrays."
     bands = tuple(
-        band_data(cut, psfs[cut.name], payload.patch, cfg.patch_run.sky)
+        band_data(cut, psfs[cut.name], payload.patch, cfg.patch_run.sky, cfg.inputs.wavelengths)
         for cut in with_saturation(payload, psfs).bands
     )
     options = replace(fit_options(cfg.patch_run), open_sides=open_sides(payload.patch))

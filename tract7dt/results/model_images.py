@@ -20,10 +20,11 @@ from ..core.columns import column_for
 from ..core.errors import UserError
 from ..core.geometry import Box, strips
 from ..core.statistics import robust_scatter
+from ..core.wavelengths import wavelength_nm
 from ..core.writing import atomic_path
 from ..fit.footprints import Footprint, Pixels, largest_half, period_for
 from ..fit.model import FittedSource, add_source
-from ..fit.problem import Kind
+from ..fit.problem import Kind, log_wavelengths
 from ..fit.render import Window
 from ..inputs.band import Band, MaskBit
 from ..patches.geometry import Patch
@@ -76,6 +77,13 @@ def skies(catalog: pd.DataFrame, band: Band) -> dict[str, float]:
     sky = table.groupby("patch_tag")["sky"].median().dropna()
     return sky.drop("", errors="ignore").to_dict()
 
+# %% ../../nbs/08_results/04_model_images.ipynb #wavecode
+def log_wavelength(run: FinishedRun, band: str) -> np.ndarray | None:
+    "ln wavelength of a band over the mean of all bands of the run, [1]; None where one is not known."
+    names = [one.name for one in run.bands]
+    ratios = log_wavelengths([wavelength_nm(name, run.cfg.inputs.wavelengths) for name in names])
+    return None if ratios is None else ratios[[names.index(band)]]
+
 # %% ../../nbs/08_results/04_model_images.ipynb #c009
 def reach_of(cfg: Config, sources: BandSources) -> np.ndarray:
     "Pixels beyond which sources of a run have no light, [S]."
@@ -98,7 +106,14 @@ def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
         str(band.path),
     )
     psf = load_psfs(Payload(patch, (cut,), pd.DataFrame()), run.layout, run.cfg)[band.name]
-    return Pixels(none, none, (pixel_psf(psf, patch),), {}, run.cfg.patch_run.profiles)
+    return Pixels(
+        none,
+        none,
+        (pixel_psf(psf, patch),),
+        {},
+        run.cfg.patch_run.profiles,
+        log_wavelength=log_wavelength(run, band.name),
+    )
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009a
 def largest_footprint(source: FittedSource, frame: Window, psf_radius: int) -> Footprint:
