@@ -31,6 +31,8 @@ from .solve import MIN_STARS, fit_core, start_values
 from .source_list import BandFrame, SourceList, background_mesh, inside_frame
 from .star_fit import start_state
 from .width import MAX_WIDTHS, card_disagrees, card_words, measured_width, widths_of
+from ..fit.engine import fit as fit_sources
+from ..fit.problem import BandData, FitProblem, Kind, PixelPSF, Sources
 from ..inputs.band import Band, MaskBit
 from ..tile.background import subtract_background
 
@@ -245,7 +247,8 @@ def fit_task(
         )
         told += saturation_told(band, saturation) + (text,)
         facts = survey.band, shape, settings.epsf_ngrid, survey.fwhm_pix
-        return replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
+        psf = replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
+        return found_places(psf, rows, band, settings) if len(rows) else psf
     frame = read_pixels(band, settings).frame
     stamps = marked(frame, saturation).stamps(
         sources.x[rows], sources.y[rows], rows, settings.cutout_size // 2
@@ -259,7 +262,10 @@ def fit_task(
     psf = with_stacks(fit, stars, settings) if settings.builder == "photutils" else fit.psf
     saturation = still_saturated(band, frame, sources, survey.flux, psf, rows[fit.used], saturation)
     notes = told + psf.warnings + fit_warnings(fit, settings) + saturation_told(band, saturation)
-    return replace(psf, stars=with_report(table, rows, fit), warnings=notes, saturation=saturation)
+    stars = with_places(with_report(table, rows, fit), rows, fit)
+    if psf.source == "photutils":
+        stars = places_by_stamps(stars, rows[fit.used], marked(frame, saturation), psf, settings)
+    return replace(psf, stars=stars, warnings=notes, saturation=saturation)
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008a
 UNLISTED = ("not_detected", "not_gaia", "low_snr")  # reasons of sources that are in no list of stars
@@ -346,3 +352,48 @@ def fit_warnings(fit: BandFit, settings) -> tuple[str, ...]:
     if settings.oversamp == 1 and fwhm < UNDERSAMPLED_FWHM:
         notes.append(f"FWHM {fwhm:.2f} pix is undersampled; set epsf.oversamp to 2")
     return tuple(notes)
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place2
+ERROR_OF_PLACE = 0.6  # of a place along an axis, in FWHM over S/N: a Gaussian star on noise of the sky
+
+
+def with_places(table: pd.DataFrame, rows, fit: BandFit) -> pd.DataFrame:
+    "The list with the places of the stars that the PSF suits, as its fit found them."
+    table, kept, report = table.copy(), rows[fit.used], fit.report
+    middle = fit.psf.shape[1] / 2, fit.psf.shape[0] / 2
+    table.loc[kept, "x_fit"] = np.rint(table.loc[kept, "x"]) + report.dx[fit.used]
+    table.loc[kept, "y_fit"] = np.rint(table.loc[kept, "y"]) + report.dy[fit.used]
+    table.loc[kept, "xy_err"] = ERROR_OF_PLACE * fit.psf.fwhm(*middle) / table.loc[kept, "snr"]
+    return table
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place3
+PLACE_HALF = 12  # pixels from the middle of the stamps in which stars are fitted for their places
+
+
+def places_by_stamps(table: pd.DataFrame, rows, frame: BandFrame, psf: BandPSF, settings) -> pd.DataFrame:
+    "The list with the places of some stars, each fitted alone with the stamp that patches get there."
+    table, half = table.copy(), PLACE_HALF
+    stamps = frame.stamps(table.loc[rows, "x"].to_numpy(), table.loc[rows, "y"].to_numpy(), rows, half)
+    for k, row in enumerate(rows):
+        x, y = stamps.x[k], stamps.y[k]
+        pixels = psf.stamp(x, y, settings.final_psf_size, settings.oversamp)
+        band = BandData(
+            psf.band,
+            stamps.data[k],
+            stamps.good[k] / stamps.sky_sigma[k] ** 2,
+            PixelPSF(pixels, settings.oversamp),
+            stamps.gain,
+        )
+        start = x - stamps.column[k] + half, y - stamps.row[k] + half
+        found = fit_sources(FitProblem((band,), Sources([Kind.STAR], *start)))
+        if found.converged[0]:
+            table.loc[row, "x_fit"] = found.x[0] - half + stamps.column[k]
+            table.loc[row, "y_fit"] = found.y[0] - half + stamps.row[k]
+            table.loc[row, "xy_err"] = max(found.x_err[0], found.y_err[0])
+    return table
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place4
+def found_places(psf: BandPSF, rows, band: Band, settings) -> BandPSF:
+    "A PSF without a fit of its own, and the places that it gives the few stars there are."
+    frame = marked(read_pixels(band, settings).frame, psf.saturation)
+    return replace(psf, stars=places_by_stamps(psf.stars, rows, frame, psf, settings))

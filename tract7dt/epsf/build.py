@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.geometry import Cell, active_cells
-from ..core.writing import atomic_path, write_json
+from ..core.writing import atomic_path, write_csv, write_json
 from .band_task import StarsSeen, fit_task, middle_box, saturation_told, stars_in, survey_task
 from .cells import CellContext, cell_product
 from .given import given_psf
 from .grid import BandFailure, EPSFGrid, summary_order
 from .model import NOTHING_FOUND, BandPSF, Saturation
+from .registration import NOT_REGISTERED, Registration, register, registration_words, star_places
 from tract7dt.epsf.selection import (
     ODD_SHARE,
     BandSurvey,
@@ -224,6 +225,17 @@ def assemble(
     failures = tuple(BandFailure(band, errors[band]) for band in sorted(errors))
     return EPSFGrid({band: models[band] for band in sorted(models)}, tuple(products), failures)
 
+# %% ../../nbs/05_epsf/16_build.ipynb #reg1
+def with_registration(models: dict[str, BandPSF], cfg) -> tuple[dict[str, BandPSF], Registration | None]:
+    "The models with the offsets of their bands, and the registration; None unless it is to be measured."
+    if cfg.registration.bands == "none" or len(models) < 2:
+        return models, None
+    shape = next(iter(models.values())).shape
+    found = register(star_places({band: model.stars for band, model in models.items()}), shape)
+    log.info(registration_words(found))
+    known = {band: found.bands.get(band, NOT_REGISTERED) for band in models}
+    return {band: replace(model, registration=known[band]) for band, model in models.items()}, found
+
 # %% ../../nbs/05_epsf/16_build.ipynb #c011a2d
 def cells_of(tile, settings) -> tuple[Cell, ...]:
     "Cells that hold a source to be measured."
@@ -287,7 +299,9 @@ def build_epsf(tile, cfg, workers: int | str | None = None) -> EPSFGrid:
             band,
             error,
         )
-    return replace(assemble(tile, cfg, mode, models, found, errors), sources=sources)
+    models, registration = with_registration(models, cfg)
+    grid = assemble(tile, cfg, mode, models, found, errors)
+    return replace(grid, sources=sources, registration=registration)
 
 # %% ../../nbs/05_epsf/16_build.ipynb #c013a2
 def remove_stale(grid: EPSFGrid, layout: Layout, band: str) -> None:
@@ -319,3 +333,6 @@ def write_epsf(grid: EPSFGrid, layout: Layout) -> None:
     ]
     rows = [product.meta for product in grid.cells] + failed
     write_json(layout.epsf_summary, sorted(rows, key=summary_order))
+    layout.registration_csv.unlink(missing_ok=True)
+    if grid.registration is not None:
+        write_csv(layout.registration_csv, grid.registration.table())

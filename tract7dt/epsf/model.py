@@ -30,6 +30,7 @@ from tract7dt.epsf.profile import (
     image_fwhm,
     offsets,
 )
+from .registration import NOT_REGISTERED, BandRegistration, registration_from, registration_table
 from ..workdir.layout import Layout
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c007
@@ -111,6 +112,7 @@ class BandModel:
     stars: pd.DataFrame = field(repr=False)  # every candidate, with the reason why it was not used
     warnings: tuple[str, ...] = ()
     saturation: Saturation = NOTHING_FOUND
+    registration: BandRegistration = NOT_REGISTERED
 
     @property
     def degree(self) -> int:
@@ -322,6 +324,9 @@ STAR_COLUMNS = {  # of the list of stars, with their types
     "resid_rms": "f8",  # its scatter
     "norm": "f8",  # mean residual within 8 pix, in sigma
     "norm_rms": "f8",  # its scatter
+    "x_fit": "f8",  # place as its band shows it, with the PSF that the fit takes, pix
+    "y_fit": "f8",
+    "xy_err": "f8",  # 1-sigma error of both, pix
     "accepted": "bool",
     "reason": "U16",  # why it was not used
 }
@@ -440,6 +445,7 @@ def to_hdus(psf: BandPSF) -> fits.HDUList:
         "STARS": star_table(psf.stars),
         "WARNINGS": warnings,
         "DISCS": disc_table(psf.saturation),
+        "OFFSET": registration_table(psf.registration),
     }
     images = [fits.ImageHDU(getattr(psf, name), name=name.upper()) for name in IMAGES]
     return fits.HDUList(
@@ -477,6 +483,7 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         stars=pd.DataFrame({name: native(stars[name]).astype(kind) for name, kind in STAR_COLUMNS.items()}),
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]),
         saturation=saturation_in(hdus),
+        registration=registration_from(hdus["OFFSET"], (header["HEIGHT"], header["WIDTH"])),
     )
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022c

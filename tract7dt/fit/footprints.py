@@ -14,8 +14,8 @@ import numpy as np
 from scipy.ndimage import binary_dilation, uniform_filter
 
 from .parameters import Start
-from .problem import EXP, STAR, FitProblem, PixelPSF
-from .psf import FrequencyGrid, cube_at, mean_psf, psf_cube, psf_slopes
+from .problem import EXP, STAR, BandOffset, FitProblem, PixelPSF
+from .psf import FrequencyGrid, cube_at, cube_moved, mean_psf, psf_cube, psf_slopes
 from .render import ETA1, ETA2, L, Window, X, Y, render_stack
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c008
@@ -33,6 +33,7 @@ class PSFTransforms:
     weight: np.ndarray
     psfs: tuple[PixelPSF, ...]
     cubes: dict
+    offsets: tuple[BandOffset | None, ...]
 
     @property
     def frame(self) -> Window:
@@ -50,7 +51,14 @@ class PSFTransforms:
             grid, cube = psf_cube(self.psfs, period)
             self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
         grid, cube, slopes = self.cubes[period]
-        return grid, cube_at(self.psfs, cube, slopes, *place)
+        cube, moves = cube_at(self.psfs, cube, slopes, *place), self.moves(place)
+        return grid, cube if moves is None else cube_moved(cube, grid, moves)
+
+    def moves(self, place) -> np.ndarray | None:
+        "How far from it the bands have a source at `place` (x, y), pixels, [2, B]; None: nowhere else."
+        if all(offset is None for offset in self.offsets):
+            return None
+        return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in self.offsets])
 
     @cached_property
     def mean_psf(self) -> PixelPSF:
@@ -103,6 +111,7 @@ class Pixels(PSFTransforms, SkyProducts):
     cubes: dict  # PSF transforms by period, filled as they are needed
     profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
+    offsets: tuple[BandOffset | None, ...] = ()  # of the bands against common positions; (): none has any
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -110,7 +119,8 @@ class Pixels(PSFTransforms, SkyProducts):
         weight = np.sqrt(np.stack([band.invvar for band in problem.bands]))
         target = np.stack([band.image for band in problem.bands]) * weight
         psfs, prior = zip(*((band.psf, band.sky_prior) for band in problem.bands))
-        return cls(target, weight, psfs, {}, problem.options.profiles, np.array(prior, float))
+        offsets = tuple(band.offset for band in problem.bands)
+        return cls(target, weight, psfs, {}, problem.options.profiles, np.array(prior, float), offsets)
 
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."

@@ -28,7 +28,7 @@ from ..fit.render import Window
 from ..inputs.band import Band, MaskBit
 from ..patches.geometry import Patch
 from ..patches.payload import BandCut, Payload
-from ..patches.problem import load_psfs, pixel_psf
+from ..patches.problem import band_offset, load_psfs, pixel_psf
 from ..patches.stored import fitted_parameters
 from .finished import FinishedRun
 
@@ -97,7 +97,14 @@ def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
         str(band.path),
     )
     psf = load_psfs(Payload(patch, (cut,), pd.DataFrame()), run.layout, run.cfg)[band.name]
-    return Pixels(none, none, (pixel_psf(psf, patch),), {}, run.cfg.patch_run.profiles)
+    return Pixels(
+        none,
+        none,
+        (pixel_psf(psf, patch),),
+        {},
+        run.cfg.patch_run.profiles,
+        offsets=(band_offset(psf, patch),),
+    )
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009a
 def largest_footprint(source: FittedSource, frame: Window, psf_radius: int) -> Footprint:
