@@ -62,6 +62,7 @@ ADDED = {
     "inputs.keywords.exposure": None,
     "noise.correlation": "measured",
     "registration.catalog": "measured",
+    "registration.bands": "measured",
 }
 
 

@@ -26,19 +26,20 @@ def image_products(one, two) -> np.ndarray:
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010h
 HELD = 1e12  # information of a prior that holds the sky, in units of what the pixels know of it
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #off0
+def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | None:
+    "How far from it the bands have a source at `place` (x, y), pixels, [2, B]; None: nowhere else."
+    if all(offset is None for offset in offsets):
+        return None
+    return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in offsets])
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010
 class PSFTransforms:
-    "Half of `Pixels`: its frame, and the PSFs of its bands, whose transforms are made once for each period."
+    "Half of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
 
-    weight: np.ndarray
     psfs: tuple[PixelPSF, ...]
     cubes: dict
     offsets: tuple[BandOffset | None, ...]
-
-    @property
-    def frame(self) -> Window:
-        "The whole image as a window."
-        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
 
     @cached_property
     def psf_radius(self) -> int:
@@ -51,14 +52,8 @@ class PSFTransforms:
             grid, cube = psf_cube(self.psfs, period)
             self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
         grid, cube, slopes = self.cubes[period]
-        cube, moves = cube_at(self.psfs, cube, slopes, *place), self.moves(place)
+        cube, moves = cube_at(self.psfs, cube, slopes, *place), band_moves(self.offsets, place)
         return grid, cube if moves is None else cube_moved(cube, grid, moves)
-
-    def moves(self, place) -> np.ndarray | None:
-        "How far from it the bands have a source at `place` (x, y), pixels, [2, B]; None: nowhere else."
-        if all(offset is None for offset in self.offsets):
-            return None
-        return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in self.offsets])
 
     @cached_property
     def mean_psf(self) -> PixelPSF:
@@ -126,6 +121,11 @@ class Pixels(PSFTransforms, SkyProducts):
         "The same with no weight on the pixels in `ignored`, bool [H, W]."
         target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
         return replace(self, target=target, weight=weight)
+
+    @property
+    def frame(self) -> Window:
+        "The whole image as a window."
+        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
 
     @cached_property
     def bands_seen(self) -> np.ndarray:

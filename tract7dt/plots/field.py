@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_RANGE', 'SKY_COLUMNS', 'SKY_INCHES', 'ARROW_SHARE', 'LEAST_ARROW', 'ARROW_GRID', 'ARROW_COLUMNS',
            'ARROW_INCHES', 'display_step', 'white_before_crop', 'white_after_crop', 'white_overlay', 'gaia_overlay',
-           'bright_mask_overlay', 'sky_sheet', 'Arrows', 'draw_arrows', 'arrow_sheet', 'registration_sheet']
+           'bright_mask_overlay', 'sky_sheet', 'Arrows', 'arrow_sheet', 'registration_sheet']
 
 # %% ../../nbs/09_plots/04_field.ipynb #imports
 from collections.abc import Callable
@@ -474,9 +474,14 @@ class Arrows:
     model: Callable | None = None  # gives offsets [2, ...] at places x, y; None: nothing was measured
     title: str = ""
 
-
-def draw_arrows(axis, arrows: Arrows, shape: tuple[int, int], unit: float):
-    "Draw single offsets and their model on axes; `unit`: pixels of the frame for one pixel of offset."
+# %% ../../nbs/09_plots/04_field.ipynb #arrow1b
+def draw_arrows(
+    axis,  # of a figure
+    arrows: Arrows,  # to be drawn
+    shape: tuple[int, int],  # rows, columns of the frame
+    unit: float,  # pixels of the frame that an offset of one pixel takes
+):
+    "Draw single offsets and their model on axes."
     options = dict(angles="xy", scale_units="xy", scale=1 / unit, units="width")
     drawn = axis.quiver(
         arrows.x, arrows.y, *arrows.moves.T, color=PALETTE.fit, width=0.006, zorder=3, **options
