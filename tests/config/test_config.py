@@ -65,6 +65,7 @@ ADDED = {
     "inputs.keywords.exposure": None,
     "noise.correlation": "measured",
     "registration.catalog": "measured",
+    "registration.bands": "measured",
 }
 
 

@@ -391,6 +391,12 @@ class Registration(Section):
         "moved by it; none = positions are taken as they are.",
         affects=TILE,
     )
+    bands: Annotated[Literal["measured", "none"], Lower] = key(
+        "measured",
+        "measured = how the bands lie against each other is measured with the stars of the ePSFs, and each "
+        "source is drawn in each band where it is there; none = all bands have it in the same place.",
+        affects=EPSFS,
+    )
 
 # %% ../../nbs/01_config/01_schema.ipynb #c023
 class Epsf(Section):

@@ -30,6 +30,7 @@ from tract7dt.epsf.profile import (
     image_fwhm,
     offsets,
 )
+from .registration import NOT_REGISTERED, BandRegistration, registration_from, registration_table
 from ..workdir.layout import Layout
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c007
@@ -118,6 +119,7 @@ class BandModel:
     profile_error: float = PROFILE_ERROR  # scatter of a star's pixel beyond its noise, over its light there
     shape_scatter: np.ndarray = field(default_factory=SHAPE_SCATTER.copy)  # of stars' ln FWHM, e1, e2 [3, 3]
     position_scatter: float = 0.0  # of stars' places against those in other bands, along an axis, pix
+    registration: BandRegistration = NOT_REGISTERED
 
     @property
     def degree(self) -> int:
@@ -342,6 +344,9 @@ STAR_COLUMNS = {  # of the list of stars, with their types
     "resid_rms": "f8",  # its scatter
     "norm": "f8",  # mean residual within 8 pix, in sigma
     "norm_rms": "f8",  # its scatter
+    "x_fit": "f8",  # place as its band shows it, with the PSF that the fit takes, pix
+    "y_fit": "f8",
+    "xy_err": "f8",  # 1-sigma error of both, pix
     "accepted": "bool",
     "reason": "U16",  # why it was not used
 }
@@ -479,6 +484,7 @@ def to_hdus(psf: BandPSF) -> fits.HDUList:
         "STARS": star_table(psf.stars),
         "WARNINGS": warnings,
         "DISCS": disc_table(psf.saturation),
+        "OFFSET": registration_table(psf.registration),
     }
     images = [fits.ImageHDU(getattr(psf, name), name=name.upper()) for name in (*IMAGES, *ERROR_IMAGES)]
     return fits.HDUList(
@@ -512,6 +518,7 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]),
         saturation=saturation_in(hdus),
         **errors_in(hdus),
+        registration=registration_from(hdus["OFFSET"], (header["HEIGHT"], header["WIDTH"])),
     )
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022c

@@ -303,6 +303,12 @@ def model_answer(
         saturation=model.saturation,
     )
 
+# %% ../../nbs/05_epsf/12_patch_psf.ipynb #reg1
+def registered(answer: PatchPSF, model: BandPSF) -> PatchPSF:
+    "The PSF with what is known of where its band lies."
+    known = model.registration
+    return replace(answer, offset=known.offset, error=replace(answer.error, position=known.scatter))
+
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017d
 def psf_of_model(
     model: BandPSF | None,  # None: the band has none
@@ -322,12 +328,12 @@ def psf_of_model(
     if model.source == "analytic":
         found = stars_found(model)
         answer = analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least))
-        return replace(answer, nstars_used=found, saturation=model.saturation)
+        return registered(replace(answer, nstars_used=found, saturation=model.saturation), model)
     if cfg.epsf.evaluate_at == "cell" or cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         (x, y), reach = cell_centre(model, cell_tag), None
     kept = None if layout is None else layout.gaussian_mixture(model.band, cell_tag)
     answer = in_form(model_answer(model, layout, cell_tag, x, y, reach, cfg), cfg.patch_run, kept)
-    return with_error(answer, model, model.theta(x, y, least))
+    return registered(with_error(answer, model, model.theta(x, y, least)), model)
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017e
 def psf_for_patch(

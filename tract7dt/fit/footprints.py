@@ -14,8 +14,8 @@ import numpy as np
 from scipy.ndimage import binary_dilation, uniform_filter
 
 from .parameters import Start
-from .problem import EXP, STAR, FitProblem, PixelPSF
-from .psf import FrequencyGrid, cube_at, mean_psf, psf_cube, psf_slopes
+from .problem import EXP, STAR, BandOffset, FitProblem, PixelPSF
+from .psf import FrequencyGrid, cube_at, cube_moved, mean_psf, psf_cube, psf_slopes
 from .render import ETA1, ETA2, L, Window, X, Y, render_stack
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c008
@@ -26,18 +26,20 @@ def image_products(one, two) -> np.ndarray:
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010h
 HELD = 1e12  # information of a prior that holds the sky, in units of what the pixels know of it
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #off0
+def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | None:
+    "How far from it the bands have a source at `place` (x, y), pixels, [2, B]; None: nowhere else."
+    if all(offset is None for offset in offsets):
+        return None
+    return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in offsets])
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010
 class PSFTransforms:
-    "Half of `Pixels`: its frame, and the PSFs of its bands, whose transforms are made once for each period."
+    "Half of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
 
-    weight: np.ndarray
     psfs: tuple[PixelPSF, ...]
     cubes: dict
-
-    @property
-    def frame(self) -> Window:
-        "The whole image as a window."
-        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
+    offsets: tuple[BandOffset | None, ...]
 
     @cached_property
     def psf_radius(self) -> int:
@@ -50,7 +52,8 @@ class PSFTransforms:
             grid, cube = psf_cube(self.psfs, period)
             self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
         grid, cube, slopes = self.cubes[period]
-        return grid, cube_at(self.psfs, cube, slopes, *place)
+        cube, moves = cube_at(self.psfs, cube, slopes, *place), band_moves(self.offsets, place)
+        return grid, cube if moves is None else cube_moved(cube, grid, moves)
 
     @cached_property
     def mean_psf(self) -> PixelPSF:
@@ -104,6 +107,7 @@ class Pixels(PSFTransforms, SkyProducts):
     profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
     log_wavelength: np.ndarray | None = None  # of the bands over the reference, [B]; None: one radius for all
+    offsets: tuple[BandOffset | None, ...] = ()  # of the bands against common positions; (): none has any
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -112,12 +116,18 @@ class Pixels(PSFTransforms, SkyProducts):
         target = np.stack([band.image for band in problem.bands]) * weight
         psfs, prior = zip(*((band.psf, band.sky_prior) for band in problem.bands))
         prior, ratio = np.array(prior, float), problem.log_wavelength
-        return cls(target, weight, psfs, {}, problem.options.profiles, prior, ratio)
+        offsets = tuple(band.offset for band in problem.bands)
+        return cls(target, weight, psfs, {}, problem.options.profiles, prior, ratio, offsets)
 
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."
         target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
         return replace(self, target=target, weight=weight)
+
+    @property
+    def frame(self) -> Window:
+        "The whole image as a window."
+        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
 
     @cached_property
     def bands_seen(self) -> np.ndarray:

@@ -147,6 +147,7 @@ def subfield_problem(problem: FitProblem, subfield: Subfield) -> FitProblem:
             image=band.image[w.slices],
             invvar=np.where(subfield.foreign, 0, band.invvar[w.slices]),
             psf=band.psf.moved(w.x0, w.y0),
+            offset=None if band.offset is None else band.offset.moved(w.x0, w.y0),
         )
         for band in problem.bands
     )

@@ -49,6 +49,7 @@ def mean_pixels(pixels: Pixels) -> Pixels:
         weight=np.pad(weight, HALF)[None],
         psfs=(pixels.mean_psf,),
         cubes={},
+        offsets=(),
         sky_prior=mean_prior(pixels),
     )
 

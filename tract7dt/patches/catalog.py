@@ -24,7 +24,7 @@ from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
 from ..inputs.band import MaskBit
 from .payload import BandCut, Payload
-from .problem import pixel_psf
+from .problem import band_offset, pixel_psf
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013
 def psf_columns(psfs: dict[str, PatchPSF], min_stars: int) -> dict[str, object]:
@@ -211,7 +211,10 @@ def mask_bits(
     )
     theta = np.column_stack([result.x, result.y, *shape, np.where(kind == Kind.SERSIC, result.n, 1)])
     nothing = np.zeros((1, 0, 0), np.float32)
-    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in bits), {})
+    stamps, offsets = zip(
+        *((pixel_psf(psfs[name], payload.patch), band_offset(psfs[name], payload.patch)) for name in bits)
+    )
+    pixels = Pixels(nothing, nothing, stamps, {}, offsets=offsets)
     columns = [bands.index(name) for name in bits]
     for s in range(len(kind)):
         found[s, columns] = source_bits(list(bits.values()), int(kind[s]), theta[s], pixels)

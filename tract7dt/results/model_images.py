@@ -29,7 +29,7 @@ from ..fit.render import Window
 from ..inputs.band import Band, MaskBit
 from ..patches.geometry import Patch
 from ..patches.payload import BandCut, Payload
-from ..patches.problem import load_psfs, pixel_psf
+from ..patches.problem import band_offset, load_psfs, pixel_psf
 from ..patches.stored import fitted_parameters
 from .finished import FinishedRun
 
@@ -113,6 +113,7 @@ def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
         {},
         run.cfg.patch_run.profiles,
         log_wavelength=log_wavelength(run, band.name),
+        offsets=(band_offset(psf, patch),),
     )
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009a
