@@ -309,6 +309,31 @@ _QUALITY_COLUMNS = _columns(
     ),
 )
 
+# %% ../../nbs/00_core/06_columns.ipynb #worthcols
+_WORTH_COLUMNS = _columns(
+    (
+        "apflux_{band}",
+        "float",
+        "scaled counts",
+        "light of the data in {band}, sky and the models of other sources taken off, within 1.5 FWHM of the PSF, "
+        "or the circle with half the light where that is larger (at most 20 pixels); its good pixels only",
+    ),
+    ("apflux_resid_{band}", "float", "scaled counts", "what of apflux_{band} is not in the source's model"),
+    (
+        "misfit_{band}",
+        "float",
+        "",
+        "what the model misses within 1.5 FWHM in {band}, beyond noise and shifts, as a share of the flux: "
+        "root of the excess of chi-square over that of the model itself",
+    ),
+    (
+        "flags_{band}",
+        "int",
+        "",
+        "what is wrong in {band}, bit mask of tract7dt.fit.flags.BandFlag; 0 for nothing",
+    ),
+)
+
 # %% ../../nbs/00_core/06_columns.ipynb #c008e
 _PSF_COLUMNS = _columns(
     (
@@ -324,7 +349,7 @@ _PSF_COLUMNS = _columns(
         "predicted fractional flux error of a star due to the PSF in {band}",
     ),
 )
-BAND_COLUMNS = _FLUX_COLUMNS + _QUALITY_COLUMNS + _PSF_COLUMNS
+BAND_COLUMNS = _FLUX_COLUMNS + _QUALITY_COLUMNS + _WORTH_COLUMNS + _PSF_COLUMNS
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008c
 FINAL_COLUMNS = _columns(
@@ -332,15 +357,14 @@ FINAL_COLUMNS = _columns(
         "fit_is_reliable",
         "bool",
         "",
-        "no hard problem; where each band was fitted alone: in no band that has data",
+        "no hard flag of the source, and at least two thirds of the bands with data are reliable",
     ),
     ("fit_quality_issues", "text", "", "all problems found, in any band, comma-joined in fixed order"),
     (
         "reliable_{band}",
         "bool",
         "",
-        "no hard problem in {band}: a fit without hard flags, data, and a PSF made from stars or "
-        "given, not an analytic one; at least half of the source's profile on good pixels",
+        "the flux in {band} can be trusted: flags_{band} is 0, and so are the hard flags of the source",
     ),
 )
 

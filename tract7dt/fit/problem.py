@@ -429,6 +429,8 @@ class FitResult(FittedShapes):
     gradient_err: np.ndarray | None = None  # its error, with that of the prior, [S]
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for
     fracwindow: np.ndarray | None = None  # share of the light outside the source's window, mean of bands, [S]
+    worth: Any = None  # what the fluxes are worth, `fit.worth.Worth`
+    band_flags: np.ndarray | None = None  # bits of `BandFlag`, [S, B]
 
     @property
     def converged(self) -> np.ndarray:

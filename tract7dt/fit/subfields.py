@@ -15,6 +15,7 @@ import numpy as np
 from .footprints import Footprint, overlapping_pairs
 from .problem import FitProblem, FitResult, Sources
 from .render import Window
+from .worth import join_worth
 
 # %% ../../nbs/06_fit/16_subfields.ipynb #c007
 def _halves(index, region: Window, positions) -> Iterator[tuple[np.ndarray, Window]]:
@@ -269,6 +270,13 @@ def _total_chi2(problem, model, ignored) -> np.ndarray:
         ]
     )
 
+# %% ../../nbs/06_fit/16_subfields.ipynb #worth
+def _joined_worth(subfields, results):
+    "What the fluxes of all sources are worth; None where that was not measured."
+    parts = [result.worth for result in results]
+    own, places = [s.own for s in subfields], [s.members[s.own] for s in subfields]
+    return None if any(part is None for part in parts) else join_worth(parts, own, places)
+
 # %% ../../nbs/06_fit/16_subfields.ipynb #c030
 def join(
     problem: FitProblem,  # the whole problem
@@ -301,4 +309,5 @@ def join(
         ignored=ignored,
         chi2_total=_total_chi2(problem, model, ignored),
         iterations=max(r.iterations for r in results),
+        worth=_joined_worth(subfields, results),
     )

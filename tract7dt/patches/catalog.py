@@ -16,12 +16,13 @@ from scipy.spatial import cKDTree
 from ..core.columns import as_declared, fit_columns, name_in_band
 from ..core.geometry import Box
 from ..epsf.patch_psf import PatchPSF
-from ..fit.flags import FitFlag, FitStatus
+from ..fit.flags import BandFlag, FitFlag, FitStatus
 from ..fit.footprints import Footprint, Pixels, period_for, semi_major
 from ..fit.model import FittedSource, add_source
 from ..fit.problem import FitResult, Kind, PixelPSF
 from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
+from ..fit.verdict import odd_fluxes
 from ..inputs.band import MaskBit
 from .payload import BandCut, Payload
 from .problem import band_offset, pixel_psf
@@ -284,6 +285,27 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #worth
+def worth_columns(
+    psfs: dict[str, PatchPSF],  # by band
+    results: Sequence[FitResult],  # one for all bands, or one for each
+    place: np.ndarray,  # of the bands along the spectrum (`fit.verdict.band_places`), [B]
+) -> dict[str, object]:
+    "Aperture fluxes, misfits and `flags_{band}` of all bands; none where they were not measured."
+    if any(result.worth is None or result.band_flags is None for result in results):
+        return {}
+    flux, error, bits = (
+        np.concatenate([getattr(result, name) for result in results], axis=1)
+        for name in ("flux", "flux_err", "band_flags")
+    )
+    found = {
+        name: np.concatenate([getattr(result.worth, name) for result in results], axis=1)
+        for name in ("apflux", "apflux_resid", "misfit")
+    }
+    odd = odd_fluxes(flux, error, found["misfit"], place)
+    found["flags"] = bits | np.where(odd, int(BandFlag.ODD_FLUX), 0)
+    return {f"{name}_{band}": values[:, b] for name, values in found.items() for b, band in enumerate(psfs)}
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #depth_code
 def noise_around(
     invvar: np.ndarray,  # of the sky noise of a band, 0 where masked, [h, w]
@@ -353,6 +375,7 @@ def patch_catalog(
     kind: np.ndarray,  # `Kind` of each source, [S]
     results: Sequence[FitResult],  # one for all bands, or one for each
     settings,  # the `patch_run` section of the configuration
+    place=None,  # of the bands along the spectrum, [B]; their order if not given
 ) -> pd.DataFrame:
     """Catalog of all sources that took part in the fit, in the payload's order.
 
@@ -367,6 +390,7 @@ def patch_catalog(
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
         **depth_columns(payload, psfs),
+        **worth_columns(psfs, results, np.arange(len(psfs)) if place is None else place),
     }
     columns |= saturation_columns(payload.bands, results, columns)
     add_sky_maps(columns, payload)
