@@ -366,7 +366,7 @@ def test_ids_become_safe_file_names(made, place):
 # --- zero points ---
 
 
-def test_zero_points_have_two_pictures_a_band(place):
+def test_zero_points_have_three_pictures_a_band(place):
     import pandas as pd
 
     count = 30
@@ -395,6 +395,8 @@ def test_zero_points_have_two_pictures_a_band(place):
     cfg, layout = place()
     pictures.draw_zero_points(solve_zero_points(catalog, gaia, ["g", "r"], cfg.zp), cfg, layout)
     assert names(layout.zp_dir) == [
+        "zp_field__g.png",
+        "zp_field__r.png",
         "zp_vs_mag__g.png",
         "zp_vs_mag__g_fullrange.png",
         "zp_vs_mag__r.png",

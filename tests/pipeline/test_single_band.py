@@ -9,7 +9,14 @@ import pytest
 from astropy.table import Table
 from conftest import ROOT
 
-from tract7dt.core.columns import SOLUTION_COLUMNS, final_columns, fit_columns, name_in_band
+from tract7dt.core.columns import (
+    MAG_COLUMNS,
+    SOLUTION_COLUMNS,
+    expand,
+    final_columns,
+    fit_columns,
+    name_in_band,
+)
 from tract7dt.fit.flags import FitFlag
 from tract7dt.inputs.gaia_table import load_gaia
 from tract7dt.patches.fit import fit_patch
@@ -44,7 +51,7 @@ def patch(alone_run, layout):
 
 def test_columns_carry_their_band_and_no_others_are_there(catalog):
     names = [c.name for c in fit_columns(BANDS, together=False) + final_columns(BANDS, together=False)]
-    names += [f"{kind}_{band}_fit" for band in BANDS for kind in ("MAG", "MAGERR")]
+    names += [column.name for column in expand(MAG_COLUMNS, BANDS)]
     assert list(catalog.columns[-len(names) :]) == names
     shared = {c.name for c in SOLUTION_COLUMNS} - {"fit_flags"}
     assert not shared & set(catalog)

@@ -8,8 +8,10 @@ import pytest
 from astropy.table import Table
 
 from tract7dt.config.load import load_config, to_yaml
+from tract7dt.inputs.gaia_table import load_gaia
 from tract7dt.patches.payload import read_payload
 from tract7dt.results.merge import read_catalog
+from tract7dt.results.zero_points import add_magnitudes, solve_zero_points
 from tract7dt.workdir.layout import Layout
 
 pytestmark = pytest.mark.xdist_group("sample_run")
@@ -157,6 +159,51 @@ def test_magnitudes_are_calibrated(catalog, truth):
             (joined[f"SNR_{band}"] > 30) & (joined.kind == "STAR") & joined.fit_is_reliable.astype(bool)
         ]
         assert abs(np.median(bright[f"MAG_{band}_fit"] - bright[f"MAG_{band}"])) < 0.012
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_calibrated_fluxes_and_their_errors_are_right(catalog, truth, band):
+    """In microjansky, against the truth: no bias, and pulls as wide as they should be."""
+    joined = catalog.merge(truth, on="ID", suffixes=("", "_true"))
+    good = joined[joined[f"reliable_{band}"].astype(bool) & joined.fit_is_reliable.astype(bool)]
+    true = 10 ** (0.4 * (23.9 - good[f"MAG_{band}"]))
+    pull = (good[f"FNU_{band}"] - true) / good[f"FNUERR_{band}"]
+    assert len(pull) > 300 and abs(pull.median()) < 0.2
+    assert 0.8 < 1.4826 * (pull - pull.median()).abs().median() < 1.25
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_depths_are_those_of_the_tile(catalog, truth, band):
+    """DEPTH5 against the best possible signal to noise that the sample's maker noted for faint stars."""
+    joined = catalog.merge(truth, on="ID", suffixes=("", "_true"))
+    faint = joined[(joined.kind == "STAR") & (joined[f"SNR_{band}"] < 15) & joined.stype_fit.ne("")]
+    best = faint[f"MAG_{band}"] + 2.5 * np.log10(faint[f"SNR_{band}"] / 5)
+    assert len(faint) > 20 and abs((faint[f"DEPTH5_{band}"] - best).median()) < 0.12
+    limit = catalog[f"MAGLIM3_{band}"][catalog[f"FNU_{band}"] > 0]
+    detected = (catalog[f"FNU_{band}"] > 3 * catalog[f"FNUERR_{band}"])[limit.index]
+    assert (detected == (catalog[f"MAG_{band}_fit"][limit.index] < limit)).all()
+
+
+def test_a_slope_of_the_zero_point_is_found_and_taken_out(catalog, truth, sample_run):
+    """Two percent from side to side in one band; the others stay as they are."""
+    x, band = catalog.x_pix_white_fit, "m650"
+    slope = 1 + 0.02 * (x - x.mean()) / (x.max() - x.min())
+    names = [f"{kind}_{band}_fit" for kind in ("FLUX", "FLUXERR")]
+    tilted = catalog.assign(**{name: catalog[name] * slope for name in names})
+    gaia = load_gaia(sample_run / "gaia_xp.csv", BANDS)
+    solution = solve_zero_points(tilted, gaia, BANDS, load_config(sample_run / "config.yaml").zp)
+    assert {b: z.field.degree for b, z in solution.bands.items()} == {b: int(b == band) for b in BANDS}
+    field, middle = solution.bands[band].field, np.full(2, float(catalog.y_pix_white_fit.mean()))
+    ends = np.array([x.min(), x.max()])
+    off = np.diff(field.at(ends, middle))[0] - 2.5 * np.log10(1.01 / 0.99)
+    assert abs(off) < 3 * np.hypot(*field.error_at(ends, middle)) < 0.02
+    joined = add_magnitudes(tilted, solution, BANDS).merge(truth, on="ID", suffixes=("", "_true"))
+    stars = joined[
+        (joined.kind == "STAR") & (joined[f"SNR_{band}"] > 100) & joined.fit_is_reliable.astype(bool)
+    ]
+    left = stars[f"MAG_{band}_fit"] - stars[f"MAG_{band}"]
+    assert abs(np.polyfit(stars.x_pix_white_fit / np.ptp(x.dropna()), left, 1)[0]) < 0.01
+    assert abs(left.median()) < 0.012
 
 
 def test_no_patch_failed_although_the_data_are_bad(layout):

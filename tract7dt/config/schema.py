@@ -169,6 +169,13 @@ class Inputs(Section):
         "program.",
         affects=TILE,
     )
+    wavelengths: dict[Text, Annotated[Real, Ge(10), Le(1e7)]] | None = key(
+        None,
+        "Wavelengths, {band: nm}, of bands whose names do not tell them, for patch_run.size_gradient and "
+        "pictures; null = by name (7DT's, u g r i z y, Z Y J H K Ks, B V R I).",
+        "nm",
+        affects=FITS,
+    )
     keywords: Keywords = Keywords()
 
     @model_validator(mode="before")
@@ -384,6 +391,12 @@ class Registration(Section):
         "moved by it; none = positions are taken as they are.",
         affects=TILE,
     )
+    bands: Annotated[Literal["measured", "none"], Lower] = key(
+        "measured",
+        "measured = how the bands lie against each other is measured with the stars of the ePSFs, and each "
+        "source is drawn in each band where it is there; none = all bands have it in the same place.",
+        affects=EPSFS,
+    )
 
 # %% ../../nbs/01_config/01_schema.ipynb #c023
 class Epsf(Section):
@@ -575,6 +588,12 @@ class PatchRun(Section):
         "does not raise the sky.",
         affects=FITS,
     )
+    size_gradient: Bool = key(
+        False,
+        "The native engine lets the radius of bright galaxies change with wavelength: one parameter more, "
+        "size_gradient_fit in the catalog. Needs the wavelengths of all bands (inputs.wavelengths).",
+        affects=FITS,
+    )
     covariance: Bool = key(
         FitOptions.covariance,
         "The native engine also gives the covariance between the bands of each source's fluxes, to fits in a "
@@ -762,6 +781,11 @@ class Zp(Section):
     clip_max_iters: Natural = key(10, "Largest number of clipping rounds.", affects=NOTHING_KEPT)
     gaia_pos_err_pix: Positive | None = key(
         0.1, "Position prior of added stars; null = none.", "pix", affects=TILE
+    )
+    field: Annotated[Int, Ge(0), Le(2)] | Auto = key(
+        "auto",
+        "Degree of the zero point's change over the field; auto = what held-out stars bear out, 0 = none.",
+        affects=NOTHING_KEPT,
     )
     plot_mag_lo: Real = key(10.0, "Left limit of zero-point plots.", "mag AB", affects=NOTHING_KEPT)
     plot_mag_hi: Real = key(

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 # %% ../../nbs/00_core/06_columns.ipynb #c004
 @dataclass(frozen=True)
 class Column:
-    "One catalog column. `kind` is `float`, `int`, `bool` or `text`."
+    "One catalog column. `kind` is `float`, `int`, `bool` or `text`; `ucd` says it in words of the IVOA."
 
     name: str
     kind: str
     unit: str
     description: str
+    ucd: str = ""
 
     def of_band(self, band: str) -> "Column":
         "The column of one band."
@@ -33,9 +34,108 @@ class Column:
     def per_band(self) -> bool:
         return "{band}" in self.name
 
+# %% ../../nbs/00_core/06_columns.ipynb #ucds_position
+_AXIS = {"x": "pos.cartesian.x;instr.det", "y": "pos.cartesian.y;instr.det"}
+_UCDS = {
+    "ID": "meta.id;meta.main",
+    "RA": "pos.eq.ra",
+    "DEC": "pos.eq.dec",
+    "RA_fit": "pos.eq.ra;meta.main",
+    "DEC_fit": "pos.eq.dec;meta.main",
+    "TYPE": "src.morph.type",
+    "stype_fit": "src.morph.type;meta.modelled",
+    "gaia_source_id": "meta.id.cross",
+    "POS_ERR": "stat.error;pos",
+    **{f"{axis}_pix_{place}": ucd for axis, ucd in _AXIS.items() for place in ("white", "patch")},
+    **{
+        f"{axis}_pix_{place}_fit": f"{ucd};meta.modelled"
+        for axis, ucd in _AXIS.items()
+        for place in ("white", "patch")
+    },
+    **{f"{axis}_pix_err_fit": f"stat.error;{ucd}" for axis, ucd in _AXIS.items()},
+}
+
+# %% ../../nbs/00_core/06_columns.ipynb #ucds_shape
+_SHAPES = {
+    "ELL": "src.morph.param",
+    "THETA": "pos.posAng",
+    "Re": "phys.angSize.smajAxis",
+    "SERSIC_n": "src.morph.param",
+}
+_FITTED_SHAPES = {
+    "sersic_n_fit": "src.morph.param",
+    "re_pix_fit": "phys.angSize.smajAxis",
+    "Re_fit": "phys.angSize.smajAxis",
+    "ab_fit": "src.morph.param",
+    "phi_deg_fit": "pos.posAng",
+    "ELL_fit": "src.morph.param",
+    "THETA_fit": "pos.posAng",
+}
+_UCDS |= _SHAPES | {f"{name}_ERR": f"stat.error;{ucd}" for name, ucd in _SHAPES.items()}
+_UCDS |= {name: f"{ucd};meta.modelled" for name, ucd in _FITTED_SHAPES.items()}
+_UCDS |= {
+    f"{name.removesuffix('_fit')}_err_fit": f"stat.error;{ucd}"
+    for name, ucd in _FITTED_SHAPES.items()
+    if name not in ("re_pix_fit", "ab_fit", "phi_deg_fit")
+}
+_UCDS |= {"size_gradient_fit": "src.morph.param;meta.modelled", "size_gradient_err_fit": "stat.error"}
+
+# %% ../../nbs/00_core/06_columns.ipynb #ucds_light
+_COUNT = "phot.count"
+_UCDS |= {
+    "FLUX_{band}": _COUNT,
+    "FLUX_{band}_ERR": f"stat.error;{_COUNT}",
+    "FLUX_{band}_fit": f"{_COUNT};meta.modelled",
+    **{
+        f"{name}_{{band}}_fit": f"stat.error;{_COUNT}" for name in ("FLUXERR", "FLUXERR_COND", "FLUXERR_STAR")
+    },
+    "sky_{band}_fit": "instr.skyLevel",
+    "apflux_{band}": _COUNT,
+    "apflux_resid_{band}": f"{_COUNT};stat.fit.residual",
+    "FNU_{band}": "phot.flux.density;meta.main",
+    "FNUERR_{band}": "stat.error;phot.flux.density",
+    "MAG_{band}_fit": "phot.mag;meta.modelled",
+    "MAGERR_{band}_fit": "stat.error;phot.mag",
+    "MAGLIM3_{band}": "phot.mag;stat.max",
+    "DEPTH5_{band}": "phot.mag;stat.max",
+    "zp_source_{band}": "meta.ref;phot.calib",
+}
+
+# %% ../../nbs/00_core/06_columns.ipynb #ucds_quality
+_FLAG = "meta.code.qual"
+_UCDS |= {
+    "chi2_{band}_fit": "stat.fit.chi2",
+    "npix_{band}_fit": "meta.number",
+    "opt_niters": "meta.number",
+    "opt_last_dlnp": "stat.likelihood",
+    "fit_quality_issues": "meta.note",
+    "fit_status": "meta.code.status",
+    "excluded_reason": "meta.note",
+    "flag_bound_stalled_which_parameter": "meta.note",
+    **{name: "meta.id.part" for name in ("patch_tag", "epsf_tag", "psf_source_{band}")},
+    **{f"dchi2_{kind}": "stat.fit.chi2" for kind in ("star", "exp", "dev", "sersic")},
+    **{name: "phot.count;arith.ratio" for name in ("fracflux_{band}_fit", "fracwindow")},
+    "misfit_{band}": "stat.fit.goodness",
+    "fracmasked_{band}_fit": "stat.value;arith.ratio",
+    "psf_eps_pred_{band}": "stat.error.sys;phot.count",
+    **dict.fromkeys(
+        ("fit_flags", "mask_{band}", "saturated_{band}", "fit_is_reliable", "flags_{band}"), _FLAG
+    ),
+    **dict.fromkeys(("reliable_{band}", "opt_converged", "opt_hit_max_iters", "flag_bound_stalled"), _FLAG),
+    **dict.fromkeys(("excluded_crop", "excluded_saturation", "excluded_any"), _FLAG),
+    "affected_by_bright_mask": _FLAG,
+}
+_UCDS |= {
+    f"psf_{name}": "meta.number" if name.endswith(("count", "use")) else "meta.note"
+    for name in (
+        *("min_epsf_nstars_for_use", "used_epsf_band_count", "fallback_band_count", "low_star_band_count"),
+        *("fallback_bands", "low_star_bands", "frozen_bands_for_optimizer", "fallback_reasons_json"),
+    )
+}
+
 # %% ../../nbs/00_core/06_columns.ipynb #c006
 def _columns(*rows) -> tuple[Column, ...]:
-    return tuple(Column(*row) for row in rows)
+    return tuple(Column(*row, ucd=_UCDS.get(row[0], "meta")) for row in rows)
 
 
 INPUT_COLUMNS = _columns(
@@ -126,6 +226,25 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
+    (
+        "fracwindow",
+        "float",
+        "",
+        "share of the light outside the pixels that the source was fitted on, mean of the bands; what lies "
+        "beyond the edge of the image is not counted (see fracmasked_{band}_fit)",
+    ),
+)
+
+# %% ../../nbs/00_core/06_columns.ipynb #gradcols
+GRADIENT_COLUMNS = _columns(
+    (
+        "size_gradient_fit",
+        "float",
+        "",
+        "d ln Re / d ln wavelength (patch_run.size_gradient); Re_fit is at the geometric mean of the "
+        "wavelengths of all bands; empty where one radius holds for all bands",
+    ),
+    ("size_gradient_err_fit", "float", "", "error of size_gradient_fit, with its prior of 0 +- 0.15"),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008b
@@ -137,6 +256,13 @@ _FLUX_COLUMNS = _columns(
         "float",
         "scaled counts",
         "error of the flux in {band} with everything else held fixed, sky noise only; comparable with 0.7.0",
+    ),
+    (
+        "FLUXERR_STAR_{band}_fit",
+        "float",
+        "scaled counts",
+        "error that the flux of a faint star, alone at the source's place, would have in {band}: "
+        "noise of the sky, measured with the PSF",
     ),
     (
         "sky_{band}_fit",
@@ -248,9 +374,35 @@ MAG_COLUMNS = _columns(
         "MAG_{band}_fit",
         "float",
         "mag",
-        "AB magnitude in {band} from the fitted flux and the band's zero point",
+        "AB magnitude in {band} from the fitted flux and the band's zero point; empty where the flux is "
+        "not positive",
     ),
-    ("MAGERR_{band}_fit", "float", "mag", "error of the magnitude in {band}, zero point included"),
+    (
+        "MAGERR_{band}_fit",
+        "float",
+        "mag",
+        "error of the magnitude in {band}: that of FNU_{band}, zero point included",
+    ),
+    ("FNU_{band}", "float", "uJy", "calibrated flux in {band}, with its sign"),
+    (
+        "FNUERR_{band}",
+        "float",
+        "uJy",
+        "total error of FNU_{band}: that of the fit, of the PSF (psf_eps_pred_{band}) and of the zero point",
+    ),
+    ("MAGLIM3_{band}", "float", "mag", "AB magnitude in {band} of three times FNUERR_{band}"),
+    (
+        "DEPTH5_{band}",
+        "float",
+        "mag",
+        "depth at the source's place: AB magnitude in {band} of a star, alone there, at 5 sigma of the sky",
+    ),
+    (
+        "zp_source_{band}",
+        "text",
+        "",
+        "where the zero point in {band} comes from: gaia (stars), or header (ZP_AUTO)",
+    ),
 )
 INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia")
 
@@ -265,6 +417,7 @@ def _alone(column: Column) -> Column:
         column,
         name=name_in_band(column.name, "{band}"),
         description=f"{column.description}, {{band}} fitted alone",
+        ucd=column.ucd.removesuffix(";meta.main"),
     )
 
 # %% ../../nbs/00_core/06_columns.ipynb #c010a
@@ -297,6 +450,7 @@ _ALONE_ORDER = (
     "flag_bound_stalled_which_parameter",
     "fit_status",
     "fit_flags",
+    "fracwindow",
 )
 _SHARED = {column.name: column for column in SOLUTION_COLUMNS}
 ALONE_COLUMNS = tuple(
@@ -316,7 +470,9 @@ def expand(columns: tuple[Column, ...], bands) -> list[Column]:
 def fit_columns(bands, together: bool = True) -> list[Column]:
     "Columns that a patch fit adds, in file order; bands fitted `together`, or each alone and then sorted."
     if together:
-        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS, bands) + expand(BAND_COLUMNS, bands)
+        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS + GRADIENT_COLUMNS, bands) + expand(
+            BAND_COLUMNS, bands
+        )
     return expand(PATCH_COLUMNS, bands) + expand(ALONE_COLUMNS, sorted(bands))
 
 
@@ -337,6 +493,7 @@ def result_columns(bands) -> list[Column]:
         STATE_COLUMNS,
         PATCH_COLUMNS,
         SOLUTION_COLUMNS,
+        GRADIENT_COLUMNS,
         BAND_COLUMNS,
         ALONE_COLUMNS,
         FINAL_COLUMNS,
@@ -385,8 +542,11 @@ def as_declared(table: "pd.DataFrame", columns) -> "pd.DataFrame":
 
     Columns may hold text, as a CSV file does.
     """
+    import pandas as pd
+
     known = {c.name: c.kind for c in columns}
-    return table.assign(**{name: _typed(table[name], known[name]) for name in table if name in known})
+    typed = {name: _typed(table[name], known[name]) if name in known else table[name] for name in table}
+    return pd.DataFrame(typed, index=table.index)
 
 
 def fitted_bands(table: "pd.DataFrame") -> list[str]:

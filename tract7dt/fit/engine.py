@@ -19,7 +19,7 @@ from .normal import Plan, excess_variance, modelled_light
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
-from .render import L, Window
+from .render import G, L, Window
 from .shapes import catalog_from_native
 from .steps import limits_reached
 from .subfields import join, make_subfields, subfield_footprints, subfield_problem
@@ -89,6 +89,20 @@ def final_worth(problem: FitProblem, outcome: Outcome, errors: Errors) -> Worth:
     found = Measured(x, y, radius, state.flux, errors.flux_cond)
     return measure_worth(problem, end_of_fit(problem, plan, state), found, own_models(plan, state))
 
+# %% ../../nbs/06_fit/17_engine.ipynb #window
+LOST = 0.05  # share of the light outside the window, above which it is too small
+LOST_ERRORS = 5.0  # and the same in errors of the flux
+
+
+def window_too_small(fracwindow, flux, error) -> np.ndarray:
+    "Sources whose window misses light that would be seen in most bands with data, bool [S]."
+    share = np.nan_to_num(fracwindow)[:, None]
+    known = np.isfinite(flux) & np.isfinite(error)
+    seen = (
+        (share > LOST) & known & (share * np.where(known, flux, 0) > LOST_ERRORS * np.where(known, error, 1))
+    )
+    return 2 * np.count_nonzero(seen, axis=1) > np.count_nonzero(known, axis=1)
+
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
     problem: FitProblem,  # bands, sources and options
@@ -117,6 +131,7 @@ def raise_flags(
         FitFlag.START_CLIPPED: start.clipped,
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
         FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(outcome.state.flux, errors.flux).any(axis=1),
+        FitFlag.WINDOW_TOO_SMALL: ~lost & window_too_small(quality.lost, outcome.state.flux, errors.flux),
         FitFlag.SKY_ELSEWHERE: sky_elsewhere(problem, outcome.plan, errors.sky_free),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
@@ -138,6 +153,15 @@ def parameter_columns(
     out |= {name: np.where(lost & ~np.isnan(values), np.inf, values) for name, values in sigma.items()}
     given = status == FitStatus.FAILED
     return out | {name: np.where(given, getattr(problem.sources, name), out[name]) for name in ("x", "y")}
+
+# %% ../../nbs/06_fit/17_engine.ipynb #gradcols
+def gradient_columns(outcome: Outcome, errors: Errors, status) -> dict[str, Any]:
+    "How radii change with wavelength, and the errors, where that was fitted; NaN elsewhere, [S]."
+    fitted = outcome.plan.free[:, G] & ~np.isin(status, (FitStatus.FAILED, FitStatus.NO_DATA))
+    values = outcome.state.theta[:, G], np.sqrt(np.maximum(errors.parameters[:, G, G], 0))
+    return {
+        name: np.where(fitted, value, np.nan) for name, value in zip(("gradient", "gradient_err"), values)
+    }
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c017
 def flux_columns(outcome: Outcome, errors: Errors, quality: Quality) -> dict[str, Any]:
@@ -169,7 +193,7 @@ def assemble(
     excess = excess_variance(problem, outcome.plan, modelled_light(outcome.plan, outcome.state))
     ignored = ignored_pixels(outcome.plan, problem)
     errors = measure_errors(problem, outcome, excess)
-    quality = measure_quality(outcome, errors.flux_cond, excess, shown)
+    quality = measure_quality(outcome, errors.flux_cond, excess, shown, problem.options.open_sides)
     errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
@@ -181,6 +205,7 @@ def assemble(
     residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),
+        **gradient_columns(outcome, errors, status),
         **fluxes,
         flux_cov=errors.flux_cov,
         source_sky=np.tile(fluxes["sky"], (len(status), 1)),
@@ -193,6 +218,7 @@ def assemble(
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
         ignored=ignored,
+        fracwindow=quality.lost,
         worth=final_worth(problem, outcome, errors),
     )
 
@@ -207,9 +233,9 @@ def begin_at(
     problem: FitProblem,  # bands, sources and options
     plan: Plan,  # sources with their footprints, and which parameters are free
     rules: Rules,  # limits and priors
-    theta,  # start parameters, [S, 6]
+    theta,  # start parameters, [S, P]
 ) -> np.ndarray:
-    "Parameters [S, 6] at which the iterations begin: those after the warm start, or `theta` itself."
+    "Parameters [S, P] at which the iterations begin: those after the warm start, or `theta` itself."
     options, worthwhile = problem.options, len(problem.bands) >= MANY_BANDS and plan.free.any()
     if options.warm_start and options.max_iters and worthwhile:
         return warm_start(plan, rules, theta)

@@ -19,13 +19,13 @@ from ..epsf.patch_psf import PatchPSF
 from ..fit.flags import BandFlag, FitFlag, FitStatus
 from ..fit.footprints import Footprint, Pixels, period_for, semi_major
 from ..fit.model import FittedSource, add_source
-from ..fit.problem import FitResult, Kind
+from ..fit.problem import FitResult, Kind, PixelPSF
 from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
 from ..fit.verdict import odd_fluxes
 from ..inputs.band import MaskBit
 from .payload import BandCut, Payload
-from .problem import pixel_psf
+from .problem import band_offset, pixel_psf
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013
 def psf_columns(psfs: dict[str, PatchPSF], min_stars: int) -> dict[str, object]:
@@ -66,6 +66,15 @@ def shape_columns(kind: np.ndarray, result: FitResult) -> dict[str, np.ndarray]:
         "THETA_err_fit": only(result.theta_err, galaxy),
     }
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #gradcode
+def gradient_columns(result: FitResult) -> dict[str, np.ndarray]:
+    "How radii change with wavelength; NaN where they do not."
+    nothing = np.full(len(result.x), np.nan)
+    return {
+        "size_gradient_fit": nothing if result.gradient is None else result.gradient,
+        "size_gradient_err_fit": nothing if result.gradient_err is None else result.gradient_err,
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013a
 def optimizer_columns(result: FitResult) -> dict[str, object]:
     "How the fit of each source ended."
@@ -78,6 +87,7 @@ def optimizer_columns(result: FitResult) -> dict[str, object]:
         "flag_bound_stalled_which_parameter": [",".join(names) for names in result.at_bound],
         "fit_status": [FitStatus(s).text for s in result.status],
         "fit_flags": result.flags.astype(np.int64),
+        "fracwindow": np.nan if result.fracwindow is None else result.fracwindow,
     }
 
 
@@ -202,7 +212,10 @@ def mask_bits(
     )
     theta = np.column_stack([result.x, result.y, *shape, np.where(kind == Kind.SERSIC, result.n, 1)])
     nothing = np.zeros((1, 0, 0), np.float32)
-    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in bits), {})
+    stamps, offsets = zip(
+        *((pixel_psf(psfs[name], payload.patch), band_offset(psfs[name], payload.patch)) for name in bits)
+    )
+    pixels = Pixels(nothing, nothing, stamps, {}, offsets=offsets)
     columns = [bands.index(name) for name in bits]
     for s in range(len(kind)):
         found[s, columns] = source_bits(list(bits.values()), int(kind[s]), theta[s], pixels)
@@ -234,7 +247,8 @@ def measured_columns(
 ) -> dict[str, object]:
     "All fit columns: of one result for all bands, or of one for each band, whose names then tell the band."
     if together:
-        return solution_columns(kind, results[0], roi) | band_columns(results[0], psfs)
+        solution = solution_columns(kind, results[0], roi) | gradient_columns(results[0])
+        return solution | band_columns(results[0], psfs)
     columns: dict[str, object] = {}
     for (band, psf), result in zip(psfs.items(), results):
         solution = solution_columns(kind, result, roi)
@@ -292,6 +306,60 @@ def worth_columns(
     found["flags"] = bits | np.where(odd, int(BandFlag.ODD_FLUX), 0)
     return {f"{name}_{band}": values[:, b] for name, values in found.items() for b, band in enumerate(psfs)}
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_code
+def noise_around(
+    invvar: np.ndarray,  # of the sky noise of a band, 0 where masked, [h, w]
+    x: float,  # place, pixels; may be NaN
+    y: float,  # likewise
+    half: int,  # half size of the box, pixels
+) -> float:
+    "Noise of a pixel of a band around a place, from good pixels of a box; NaN without any."
+    if not (np.isfinite(x) and np.isfinite(y)):
+        return float("nan")
+    rows, columns = (slice(max(round(at) - half, 0), max(round(at) + half + 1, 0)) for at in (y, x))
+    weight = invvar[rows, columns]
+    return float(weight[weight > 0].mean() ** -0.5) if (weight > 0).any() else float("nan")
+
+
+def star_areas(psf: PixelPSF, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "Effective areas of a PSF at places [n], pixels; that of its origin where they are NaN."
+    parts = np.stack(
+        [psf.stamp, *(np.zeros((2, *psf.stamp.shape)) if psf.gradient is None else psf.gradient)]
+    )
+    flat = parts.reshape(3, -1)
+    off = np.nan_to_num(np.stack([np.ones(len(x)), x - psf.origin[0], y - psf.origin[1]]))
+    squares = np.einsum("in,ij,jn->n", off, flat @ flat.T, off)
+    return (flat.sum(axis=1) @ off) ** 2 / squares / psf.oversampling**2
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #depth_codeb
+def star_errors(
+    cut: BandCut,  # the band
+    psf: PixelPSF,  # its PSF, in pixels of the cut
+    x: np.ndarray,  # places in the cut, pixels, [n]; NaN allowed
+    y: np.ndarray,  # likewise
+) -> np.ndarray:
+    "Errors of the fluxes of faint stars, each alone at its place x, y in a cut [n], scaled counts."
+    area = star_areas(psf, x, y)
+    factor = 1.0 if cut.noise is None else cut.noise.at(area)
+    level = 0.0 if cut.sky is None else cut.sky.error
+    noise: float | np.ndarray
+    if isinstance(cut.sky_sigma, np.ndarray) and cut.sky_sigma.ndim:
+        half = max(1, round(np.sqrt(float(area.max(initial=1))) / 2))
+        invvar = cut.invvar
+        noise = np.array([noise_around(invvar, *place, half) for place in zip(x, y)])
+    else:
+        noise = float(cut.sky_sigma)
+    return np.hypot(noise * factor * np.sqrt(area), level * area)
+
+
+def depth_columns(payload: Payload, psfs: dict[str, PatchPSF]) -> dict[str, np.ndarray]:
+    "`FLUXERR_STAR_{band}_fit` of all bands."
+    x, y = (payload.sources[f"{axis}_pix_patch"].to_numpy(float) for axis in "xy")
+    return {
+        f"FLUXERR_STAR_{cut.name}_fit": star_errors(cut, pixel_psf(psfs[cut.name], payload.patch), x, y)
+        for cut in payload.bands
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #user_sky
 def add_sky_maps(columns: dict[str, object], payload: Payload) -> None:
     "Add the sky that was taken off each band, at the start positions, to `sky_{band}_fit`; changed in place."
@@ -321,6 +389,7 @@ def patch_catalog(
         **psf_columns(psfs, settings.min_epsf_nstars_for_use),
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
+        **depth_columns(payload, psfs),
         **worth_columns(psfs, results, np.arange(len(psfs)) if place is None else place),
     }
     columns |= saturation_columns(payload.bands, results, columns)

@@ -32,12 +32,13 @@ from ..workdir.layout import CELL_PICTURES, Layout
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #imports_plots
 from ..plots.base import plain_texts
-from ..plots.calibration import zp_vs_mag
+from ..plots.calibration import zp_over_field, zp_vs_mag
 from ..plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
 from tract7dt.plots.field import (
     bright_mask_overlay,
     display_step,
     gaia_overlay,
+    registration_sheet,
     sky_sheet,
     white_after_crop,
     white_before_crop,
@@ -442,6 +443,14 @@ def draw_band(
         )
     return [problem for problem in problems if problem]
 
+# %% ../../nbs/10_pipeline/04_pictures.ipynb #reg1
+def draw_registration(grid: EPSFGrid, cfg: Config, layout: Layout) -> str:
+    "Draw how the bands lie against each other, where that was measured; what went wrong in words."
+    remove(layout.registration_sheet)
+    if grid.registration is None:
+        return ""
+    return draw(layout.registration_sheet, cfg.plotting.dpi, registration_sheet, grid.registration)
+
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c021b
 def draw_epsf(
     grid: EPSFGrid,  # PSFs of all bands and cells
@@ -465,7 +474,7 @@ def draw_epsf(
                 band_problems(future, job[0].name)
                 for future, job in [(pool.submit(draw_band, *job), job) for job in jobs]
             ]
-    warn(*sum(problems, []))
+    warn(*sum(problems, []), draw_registration(grid, cfg, layout))
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c025
 def montage_rows(shown: np.ndarray, settings) -> np.ndarray:
@@ -502,7 +511,7 @@ def draw_patch(fit, cfg: Config, layout: Layout) -> str:
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c028
 def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
     "Draw the zero points of all solved bands (a `ZeroPoints`): in the configured range, and with every star."
-    remove(*layout.zp_dir.glob("zp_vs_mag__*.png"))
+    remove(*layout.zp_dir.glob("zp_vs_mag__*.png"), *layout.zp_dir.glob("zp_field__*.png"))
     for band, zero in zero_points.bands.items():
         for full in (False, True):
             warn(
@@ -516,3 +525,4 @@ def draw_zero_points(zero_points, cfg: Config, layout: Layout) -> None:
                     full,
                 )
             )
+        warn(draw(layout.zp_field_plot(band), cfg.plotting.dpi, zp_over_field, zero, zero_points.stars))

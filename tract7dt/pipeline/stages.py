@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config.schema import Config
 from ..core.columns import fitted_bands
-from ..core.errors import DiskFull, Problems
+from ..core.errors import DiskFull, Problems, list_some
 from ..core.logs import stage
 from ..epsf.build import build_epsf, write_epsf
 from ..epsf.grid import EPSFGrid
@@ -29,6 +29,7 @@ from .collisions import given_psf_files
 from .records import RunSummary
 from .run_patches import run_patches as fit_payloads
 from ..results.merge import merge_catalogs, note_catalog, read_final, write_catalog
+from ..results.metadata import about_catalog
 from ..results.patch_catalogs import read_patch_catalogs
 from ..results.zero_points import ZeroPoints, add_magnitudes, solve_zero_points, write_zero_points
 from ..tile.bright_mask import mask_bright_sources, write_bright_mask
@@ -195,6 +196,36 @@ def saved_tile_state(cfg: Config, layout: Layout) -> Tile | TileState:
     log.info("catalog of the tile from %s", layout.tile_catalog)
     return state
 
+# %% ../../nbs/10_pipeline/07_stages.ipynb #calibrated
+def write_calibrated(
+    catalog: pd.DataFrame,  # the final one
+    solution: ZeroPoints | None,  # None: no zero points but those of the headers
+    bands,  # names, in order
+    cfg: Config,  # of the run
+    layout: Layout,  # of the work directory
+) -> pd.DataFrame:
+    "The catalog with magnitudes and calibrated fluxes, written and noted."
+    catalog = add_magnitudes(catalog, solution, bands, cfg.zp.zp_err_method, cfg.image_scaling.zp_ref)
+    fitted = [] if solution is None else [band for band in bands if band in solution.bands]
+    others = [band for band in bands if band not in fitted]
+    if fitted:
+        log.info(
+            "magnitudes and fluxes in microjansky: zero points from Gaia stars in %s", list_some(fitted, 40)
+        )
+    if others:
+        log.info(
+            "magnitudes and fluxes in microjansky: zero points of the headers in %s", list_some(others, 40)
+        )
+    write_catalog(catalog, layout.final_catalog, bands, about_catalog(catalog, bands, solution, cfg))
+    note_catalog(catalog, layout)
+    return catalog
+
+# %% ../../nbs/10_pipeline/07_stages.ipynb #by_header
+def has_header_zero_points(catalog: pd.DataFrame, bands) -> bool:
+    "Whether a catalog has calibrated fluxes in all bands, none of them with a zero point of Gaia stars."
+    sources = [f"zp_source_{band}" for band in bands]
+    return all(name in catalog and not catalog[name].eq("gaia").any() for name in sources)
+
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c029
 def make_catalog(tile: Tile | TileState, cfg: Config, layout: Layout) -> pd.DataFrame:
     "Merge the patch catalogs that the present configuration made and write the final catalog."
@@ -209,8 +240,7 @@ def make_catalog(tile: Tile | TileState, cfg: Config, layout: Layout) -> pd.Data
             tile.has_ids,
             cfg.patch_run.enable_multi_band_simultaneous_fitting,
         )
-        write_catalog(catalog, layout.final_catalog, tile.band_names)
-        note_catalog(catalog, layout)
+        catalog = write_calibrated(catalog, None, tile.band_names, cfg, layout)
     return catalog
 
 # %% ../../nbs/10_pipeline/07_stages.ipynb #c032
@@ -242,16 +272,16 @@ def calibrate(cfg: Config, layout: Layout) -> tuple[pd.DataFrame, ZeroPoints | N
         layout.zp_summary,
         layout.zp_per_object,
         *(layout.zp_plot(band, full) for band in bands for full in (False, True)),
+        *map(layout.zp_field_plot, bands),
     ):
         path.unlink(missing_ok=True)
     if not can_calibrate(catalog, cfg, layout):
+        if not has_header_zero_points(catalog, bands):
+            catalog = write_calibrated(catalog, None, bands, cfg, layout)
         return catalog, None
     with stage("zero points", log):
         solution = solve_zero_points(catalog, load_gaia(cfg.inputs.gaiaxp_synphot_csv, bands), bands, cfg.zp)
-        if solution.bands:
-            catalog = add_magnitudes(catalog, solution, bands, cfg.zp.zp_err_method)
-            write_catalog(catalog, layout.final_catalog, bands)
-            note_catalog(catalog, layout)
+        catalog = write_calibrated(catalog, solution, bands, cfg, layout)
         write_zero_points(solution, layout)
     draw("the zero points", pictures.draw_zero_points, solution, cfg, layout)
     return catalog, solution

@@ -192,6 +192,7 @@ def zero_points_picture(solution) -> Figure | None:
     off = stars["zp"].to_numpy(float) - stars["band"].map(
         {band: zero.zp for band, zero in solution.bands.items()}
     ).to_numpy(float)
+    off = off - (stars["zp_field"].to_numpy(float) if "zp_field" in stars else 0.0)
     sideways = 0.5 * (np.arange(len(stars)) % 7 - 3) / 7
     for name, mark, colour in (("is_kept", ".", "black"), ("is_clipped", "x", PALETTE.excluded)):
         rows = stars[name].to_numpy(bool)

@@ -183,6 +183,33 @@ def sky_section(run: FinishedRun) -> str:
     picture = photo_html(run.layout.sky_sheet, "Sky of each band around its median")
     return frame_html(rows.round(3).reset_index()) + told + picture
 
+# %% ../../nbs/11_reports/01_page.ipynb #reg1
+SHOWN_OF_REGISTRATION = {  # columns of `registration.csv` and what they are called in the report
+    "band": "band",
+    "stars": "stars",
+    "degree": "degree",
+    "x_middle": "x in the middle (pix)",
+    "y_middle": "y in the middle (pix)",
+    "largest": "largest anywhere (pix)",
+    "before": "scatter against other bands (pix)",
+    "after": "the same with offsets, held-out stars (pix)",
+    "scatter": "of single stars beyond errors (pix)",
+}
+
+
+def registration_section(run: FinishedRun) -> str:
+    "How the bands lie against each other: table and arrows."
+    path = run.layout.registration_csv
+    if not path.exists():
+        return paragraph("Not measured: how the bands lie against each other.")
+    table = read_csv(path, Layout.registration_csv.made_by, tuple(SHOWN_OF_REGISTRATION))
+    shown = table[list(SHOWN_OF_REGISTRATION)].rename(columns=SHOWN_OF_REGISTRATION)
+    numbers = {name: pd.to_numeric(shown[name]) for name in list(shown)[1:]}
+    told = "What each source's place in a band is more than its common one; the fit draws it there."
+    caption = "Stars where the other bands put them (blue), and the offsets that were measured (grey)"
+    picture = photo_html(run.layout.registration_sheet, caption)
+    return paragraph(told) + frame_html(shown.assign(**numbers).round(3)) + picture
+
 # %% ../../nbs/11_reports/01_page.ipynb #c010report
 def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
     "Zero points of single stars minus that of their band, against magnitude, a panel for each band."
@@ -196,7 +223,7 @@ def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
             some = own[own["is_kept"].astype(str) == kept]
             axis.errorbar(
                 some["gaiaxp_mag"],
-                some["zp"] - zero.zp,
+                some["zp"] - zero.zp - some.get("zp_field", 0.0),
                 some["zp_err"],
                 fmt=marker,
                 ms=3,
@@ -207,26 +234,45 @@ def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
         axis.set_title(f"{zero.band}: {zero.zp:.4f} mag, {zero.n_used} stars", fontsize=9)
     for axis in axes[len(zeros) :]:
         axis.axis("off")
-    limit = 1.3 * np.nanpercentile(np.abs(stars["zp"] - stars["band"].map(zeros.set_index("band")["zp"])), 98)
+    off = stars["zp"] - stars["band"].map(zeros.set_index("band")["zp"]) - stars.get("zp_field", 0.0)
+    limit = 1.3 * np.nanpercentile(np.abs(off), 98)
     axes[0].set(ylim=(-max(limit, 0.02), max(limit, 0.02)))
     figure.supxlabel("Gaia XP magnitude", fontsize=9)
     figure.supylabel("zero point of the star minus that of the band", fontsize=9)
     return figure
+
+# %% ../../nbs/11_reports/01_page.ipynb #zp_fields
+def zero_point_fields(run: FinishedRun) -> str:
+    "Pictures of the zero points that change over the field."
+    zeros = run.zero_points
+    if zeros is None or "field_degree" not in zeros:
+        return ""
+    bands = zeros["band"][pd.to_numeric(zeros["field_degree"]) > 0]
+    return "".join(
+        photo_html(run.layout.zp_field_plot(band), f"Zero point of {band} over the field", 500)
+        for band in bands
+    )
 
 # %% ../../nbs/11_reports/01_page.ipynb #c010reporta
 def zero_points_section(run: FinishedRun) -> str:
     "Table and picture of the zero points."
     if run.zero_points is None or run.zero_points.empty:
         return paragraph(
-            "No zero points; compute-zp makes them when there is a Gaia table with calibration stars."
+            "No zero points, so magnitudes have those of the headers; compute-zp makes them when there is a "
+            "Gaia table with calibration stars."
         )
     wanted = ["band", "zp", "zp_err", "zp_scatter", "n_used", "n_clipped", "n_unreliable"]
+    wanted += ["field_degree", "field_range", "colour", "colour_slope", "colour_slope_err"]
     text = frame_html(run.zero_points[[c for c in wanted if c in run.zero_points]], 6)
     if run.calibrators is None:
         return text + paragraph("The table of the calibration stars is missing.")
-    return text + figure_html(
-        zero_point_figure(run.calibrators, run.zero_points),
-        "Calibration stars: kept (black), clipped (red); the blue stripe is the error of the zero point",
+    return (
+        text
+        + figure_html(
+            zero_point_figure(run.calibrators, run.zero_points),
+            "Calibration stars: kept (black), clipped (red); the blue stripe is the error of the zero point",
+        )
+        + zero_point_fields(run)
     )
 
 # %% ../../nbs/11_reports/01_page.ipynb #c010reportb0
@@ -475,6 +521,7 @@ SECTIONS = {
     "Failures": failures,
     "Bands": bands_section,
     "Data, sky and noise": sky_section,
+    "Registration": registration_section,
     "Zero points": zero_points_section,
     "Field": pictures_section,
     "ePSFs": epsf_section,

@@ -276,6 +276,12 @@ def with_sky_positions(table: pd.DataFrame, wcs, bands=None) -> pd.DataFrame:
         columns |= {naming("RA_fit"): ra, naming("DEC_fit"): dec}
     return table.assign(**columns)
 
+# %% ../../nbs/08_results/01_merge.ipynb #gaps
+def without_gaps(table: pd.DataFrame, columns) -> pd.DataFrame:
+    "The table with False in flags of sources that have no fit: what was not fitted did not converge."
+    flags = [c.name for c in columns if c.kind == "bool" and c.name in table]
+    return table.assign(**{name: table[name].fillna(False).astype(bool) for name in flags})
+
 # %% ../../nbs/08_results/01_merge.ipynb #c019b
 def _log_totals(table: pd.DataFrame) -> None:
     "Say how large the final catalog is, and why sources have no result."
@@ -304,7 +310,8 @@ def merge_catalogs(
     table = join_fits(catalog, fits, bands, together)
     declared, last = fit_columns(bands, together), final_columns(bands, together)
     table = table.reindex(columns=[*table, *(c.name for c in declared if c.name not in table)])
-    table = with_sky_positions(as_declared(table, declared), wcs, None if together else bands)
+    table = without_gaps(as_declared(table, declared), declared)
+    table = with_sky_positions(table, wcs, None if together else bands)
     table = add_verdicts(table, bands) if together else add_verdicts_by_band(table, bands)
     ours = list(dict.fromkeys(c.name for c in declared + last))
     table = table[[c for c in table if c not in ours] + ours]
@@ -345,24 +352,42 @@ _FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet"}
 _UNITS = {"scaled counts": "count", "scaled counts/pix": "count / pix"}
 
 
-def write_catalog(table: pd.DataFrame, path: Path, bands) -> None:
+def write_catalog(
+    table: pd.DataFrame,  # the final catalog
+    path: Path,  # whose suffix tells the format
+    bands,  # names
+    about: dict | None = None,  # what is true of it as a whole, by key, for all formats but CSV
+) -> None:
     "Write the final catalog in the format of its suffix, whole or not at all."
     file_format = _FORMATS.get(Path(path).suffix)
     with atomic_path(path) as temporary:
-        if file_format:
-            _with_units(table, bands).write(temporary, format=file_format, overwrite=True)
-        else:
+        if not file_format:
             table.to_csv(temporary, index=False)
+            return
+        _with_units(table, bands, about or {}).write(temporary, format=file_format, overwrite=True)
+        if file_format == "fits":
+            _describe_in_cards(temporary, table, bands)
 
-
-def _with_units(table: pd.DataFrame, bands) -> Table:
-    "An astropy table in which declared columns have units and descriptions."
-    out = Table({name: _writable(table[name]) for name in table})
+# %% ../../nbs/08_results/01_merge.ipynb #c022u
+def _with_units(table: pd.DataFrame, bands, about: dict) -> Table:
+    "An astropy table in which declared columns have units, descriptions and UCDs."
+    out = Table({name: _writable(table[name]) for name in table}, meta=about)
     for name, column in describe(table, bands).items():
         out[name].description = column.description
+        out[name].meta["ucd"] = column.ucd
         if column.unit:
             out[name].unit = _UNITS.get(column.unit, column.unit)
     return out
+
+
+def _describe_in_cards(path: Path, table: pd.DataFrame, bands) -> None:
+    "Write UCDs and descriptions into cards of a FITS table, one of each for each column."
+    known = describe(table, bands)
+    with fits.open(path, mode="update") as hdus:
+        for number, name in enumerate(table, 1):
+            if name in known:
+                hdus[1].header[f"TUCD{number}"] = known[name].ucd
+                hdus[1].header[f"TCOMM{number}"] = known[name].description
 
 # %% ../../nbs/08_results/01_merge.ipynb #c022b
 NEEDED = ("stype_fit", "fit_flags", "fit_is_reliable", "excluded_any", "excluded_reason")

@@ -7,7 +7,7 @@ __all__ = ['band_stars', 'BandZeroPoint', 'solve_band', 'ZeroPoints', 'solve_zer
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #imports
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from ..core.errors import UserError
 from ..core.statistics import SIGMA_OF_MAD
 from ..core.writing import write_csv
 from ..fit.flags import HARD_FLAGS, FitFlag
-from ..workdir.layout import Layout
+from .field import ZeroPointField, find_field, formula, range_of
+from ..workdir.layout import ZP_STARS, ZP_SUMMARY, Layout
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #logger
 log = logging.getLogger(__name__)
@@ -136,6 +137,8 @@ class BandZeroPoint:
     `zp` +- `zp_err` is the robust weighted mean and its standard error, `zp_scatter` the intrinsic scatter of
     the stars. `zp_err_mad` is the plain median absolute deviation and `zp_err_std` the standard deviation of
     the stars with S/N of at least `zp_err_snr_used`, as 0.7.0 defined them.
+    `field` is its change over the field; all numbers are about what is left without it. `colour_slope` +-
+    `colour_slope_err` is its change with a colour of the stars (mag per mag), told and not corrected.
     """
 
     band: str
@@ -153,11 +156,42 @@ class BandZeroPoint:
     zp_err_std: float
     n_zp_err_src: int
     zp_err_snr_used: float
+    field: ZeroPointField | None = None
+    colour: str = ""
+    colour_slope: float = float("nan")
+    colour_slope_err: float = float("nan")
 
     def error(self, method: str) -> float:
         "The error that enters magnitudes: `standard_error`, `all_mad` or `bright_std`."
         errors = {"standard_error": self.zp_err, "all_mad": self.zp_err_mad, "bright_std": self.zp_err_std}
         return errors[method]
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #zp_at
+def zero_point_at(zero: BandZeroPoint, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "The zero point at places in the working frame, pixels [n], mag; that of the band where they are NaN."
+    if zero.field is None or zero.field.degree == 0:
+        return np.full(len(x), zero.zp)
+    return zero.zp + np.nan_to_num(zero.field.at(x, y))
+
+
+def zero_point_error_at(
+    zero: BandZeroPoint,  # of the band
+    x: np.ndarray,  # places in the working frame, pixels, [n]
+    y: np.ndarray,  # likewise
+    method: str,  # as for `BandZeroPoint.error`
+) -> np.ndarray:
+    "Its error there, mag."
+    if zero.field is None or zero.field.degree == 0:
+        return np.full(len(x), zero.error(method))
+    return np.hypot(zero.error(method), np.nan_to_num(zero.field.error_at(x, y)))
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #summary_row
+def summary_row(zero: BandZeroPoint) -> dict[str, object]:
+    "A zero point as a row of the summary: its numbers, and its field in words."
+    row = {f.name: getattr(zero, f.name) for f in fields(zero) if f.name != "field"}
+    field = zero.field
+    told = (0, 0.0, 0.0, "") if field is None else (field.degree, range_of(field), field.fall, formula(field))
+    return row | dict(zip(("field_degree", "field_range", "field_fall", "field_surface"), told))
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c016a
 def bright_scatter(z: np.ndarray, snr: np.ndarray, snr_min: float) -> tuple[float, int, float]:
@@ -172,21 +206,53 @@ def bright_scatter(z: np.ndarray, snr: np.ndarray, snr_min: float) -> tuple[floa
             return float(np.std(z[bright])), int(bright.sum()), limit
     return float(np.median(np.abs(z - np.median(z)))), len(z), float("nan")
 
+# %% ../../nbs/08_results/02_zero_points.ipynb #kept_and_field
+ROUNDS = 3  # of clipping about a surface and fitting it again
+
+
+def field_of(
+    stars: pd.DataFrame,  # `x`, `y`, `zp`, `zp_err`
+    kept: np.ndarray,  # which of them count, bool
+    wanted,  # degree or auto
+) -> ZeroPointField:
+    "The surface through the stars that count."
+    some = stars[kept]
+    z, e = some["zp"].to_numpy(float), some["zp_err"].to_numpy(float)
+    weights = 1 / (e**2 + max(intrinsic_scatter(z, e), 1e-4) ** 2)
+    return find_field(some[["x", "y"]].to_numpy(float), z, weights, wanted)
+
+
+def kept_and_field(
+    stars: pd.DataFrame,  # as `band_stars` gives them
+    usable: np.ndarray,  # which of them may count, bool
+    settings,  # the `zp` section of the configuration
+) -> tuple[np.ndarray, ZeroPointField | None]:
+    "Which stars are kept, and how the zero point changes over the field."
+    z, kept, field = stars["zp"].to_numpy(float), np.zeros(len(stars), bool), None
+    kept[usable] = clip_about_median(z[usable], settings.clip_sigma, settings.clip_max_iters)
+    if settings.field == 0 or not kept.any() or not {"x", "y"} <= set(stars):
+        return kept, None
+    field = field_of(stars, kept, settings.field)
+    for _ in range(ROUNDS if field.degree else 0):
+        flat = z - field.at(stars["x"], stars["y"])
+        kept[usable] = clip_about_median(flat[usable], settings.clip_sigma, settings.clip_max_iters)
+        field = replace(field_of(stars, kept, field.degree), fall=field.fall)
+    return kept, field
+
 # %% ../../nbs/08_results/02_zero_points.ipynb #c016b
 def solve_band(stars: pd.DataFrame, band: str, settings) -> tuple[BandZeroPoint | None, pd.DataFrame]:
-    """Zero point of one band and the table of its stars with `is_kept`, `is_clipped` added.
+    """Zero point of one band and the table of its stars with `zp_field` (the surface there, mag),
+    `is_kept`, `is_clipped` added.
 
     `settings` is the `zp` section of the configuration. Without a single usable star there is no zero point.
     """
     usable = (stars["is_usable"] & np.isfinite(stars["zp_err"])).to_numpy(bool)
-    kept = np.zeros(len(stars), bool)
-    kept[usable] = clip_about_median(
-        stars["zp"].to_numpy()[usable], settings.clip_sigma, settings.clip_max_iters
-    )
-    stars = stars.assign(is_kept=kept, is_clipped=usable & ~kept)
+    kept, field = kept_and_field(stars, usable, settings)
+    surface = 0.0 if field is None else field.at(stars["x"], stars["y"])
+    stars = stars.assign(zp_field=surface, is_kept=kept, is_clipped=usable & ~kept)
     if not kept.any():
         return None, stars
-    z, e = stars["zp"].to_numpy()[kept], stars["zp_err"].to_numpy()[kept]
+    z, e = (stars["zp"] - stars["zp_field"]).to_numpy()[kept], stars["zp_err"].to_numpy()[kept]
     zp, zp_err, scatter = weighted_mean(z, e)
     median = weighted_median(z, 1 / (e**2 + scatter**2))
     std, n_std, limit = bright_scatter(z, MAG_PER_LN / e, settings.zp_err_snr_min)
@@ -206,27 +272,57 @@ def solve_band(stars: pd.DataFrame, band: str, settings) -> tuple[BandZeroPoint 
         zp_err_std=std,
         n_zp_err_src=n_std,
         zp_err_snr_used=limit,
+        field=field,
     ), stars
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c021
-def trend_significance(stars: pd.DataFrame, quantity: np.ndarray, scatter: float) -> float:
-    "Significance, in sigma, of a linear trend of the kept stars' zero points with `quantity` [stars]."
+def trend(stars: pd.DataFrame, quantity: np.ndarray, scatter: float) -> tuple[float, float]:
+    """Slope of the kept stars' zero points, less their surface, with `quantity` [stars], and its error.
+
+    NaN with fewer than 5 stars.
+    """
     use = stars["is_kept"].to_numpy(bool) & np.isfinite(quantity)
     if use.sum() < FEW_STARS or np.ptp(quantity[use]) == 0:
-        return 0.0
-    t = quantity[use] - quantity[use].mean()
+        return float("nan"), float("nan")
     w = 1 / (stars["zp_err"].to_numpy()[use] ** 2 + scatter**2)
-    t = t - np.average(t, weights=w)
-    return float(abs(np.sum(w * t * stars["zp"].to_numpy()[use])) / np.sqrt(np.sum(w * t * t)))
+    t = quantity[use] - np.average(quantity[use], weights=w)
+    z = (stars["zp"] - stars.get("zp_field", 0.0)).to_numpy()[use]
+    return float(np.sum(w * t * z) / np.sum(w * t * t)), float(1 / np.sqrt(np.sum(w * t * t)))
+
+
+def trend_significance(stars: pd.DataFrame, quantity: np.ndarray, scatter: float) -> float:
+    "Significance of that slope in sigma; 0 with fewer than 5 stars."
+    slope, error = trend(stars, quantity, scatter)
+    return abs(slope) / error if np.isfinite(slope) else 0.0
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #colours
+def colour_of(gaia: pd.DataFrame, bands) -> tuple[str, str] | None:
+    "The first and the last band that the Gaia table has magnitudes of; None without two."
+    known = [band for band in bands if f"mag_{band}" in gaia]
+    return (known[0], known[-1]) if len(known) > 1 else None
 
 
 def colours(stars: pd.DataFrame, gaia: pd.DataFrame, bands) -> np.ndarray:
     "Gaia XP magnitude in the first minus that in the last band that the table has; NaN without two bands."
-    known = [f"mag_{b}" for b in bands if f"mag_{b}" in gaia]
-    if len(known) < 2:
+    pair = colour_of(gaia, bands)
+    if pair is None:
         return np.full(len(stars), np.nan)
     table = gaia.drop_duplicates("source_id").set_index("source_id")
-    return stars["gaia_source_id"].map(table[known[0]] - table[known[-1]]).to_numpy(float)
+    return stars["gaia_source_id"].map(table[f"mag_{pair[0]}"] - table[f"mag_{pair[1]}"]).to_numpy(float)
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #with_colour
+def with_colour(
+    zero: BandZeroPoint,  # of a band
+    stars: pd.DataFrame,  # of the band, as `solve_band` gives them
+    gaia: pd.DataFrame,  # the table
+    bands,  # names, in order
+) -> BandZeroPoint:
+    "The zero point with its slope over the colour of the stars."
+    pair = colour_of(gaia, bands)
+    if pair is None:
+        return zero
+    slope, error = trend(stars, colours(stars, gaia, bands), zero.zp_scatter)
+    return replace(zero, colour=" - ".join(pair), colour_slope=slope, colour_slope_err=error)
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c024b
 MOST_SIGMA = 3.0  # significance of a trend that is reported
@@ -235,7 +331,6 @@ MOST_SIGMA = 3.0  # significance of a trend that is reported
 def _report(
     solution: BandZeroPoint,
     stars: pd.DataFrame,  # of the band, as `solve_band` gives them
-    colour: np.ndarray,  # of these stars, mag
 ) -> None:
     "Log the zero point of a band, and what is suspicious about it."
     log.info(
@@ -251,16 +346,37 @@ def _report(
         log.warning(
             "%s: only %d calibration stars; the zero point is uncertain", solution.band, solution.n_used
         )
-    places = {"x": stars["x"].to_numpy(float), "y": stars["y"].to_numpy(float)}
-    for name, quantity in (places | {"colour": colour}).items():
-        significance = trend_significance(stars, quantity, solution.zp_scatter)
+    if solution.field is not None and solution.field.degree:
+        log.info(
+            "%s: the zero point changes by %.1f mmag over the field (polynomial of degree %d; the scatter of "
+            "held-out stars falls by %.0f %%); magnitudes and fluxes follow it",
+            solution.band,
+            1000 * range_of(solution.field),
+            solution.field.degree,
+            100 * solution.field.fall,
+        )
+    _report_trends(solution, stars)
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #report_trends
+def _report_trends(solution: BandZeroPoint, stars: pd.DataFrame) -> None:
+    "Warn of what is left of trends."
+    for name in ("x", "y"):
+        significance = trend_significance(stars, stars[name].to_numpy(float), solution.zp_scatter)
         if significance > MOST_SIGMA:
             log.warning(
-                "%s: the zero point depends on %s (%.1f sigma); check flat field and filter curve",
+                "%s: the zero point depends on %s (%.1f sigma); check the flat field",
                 solution.band,
                 name,
                 significance,
             )
+    if abs(solution.colour_slope) > MOST_SIGMA * solution.colour_slope_err:
+        log.warning(
+            "%s: the zero point depends on colour (%+.4f +- %.4f mag per mag of %s); check the filter curve",
+            solution.band,
+            solution.colour_slope,
+            solution.colour_slope_err,
+            solution.colour,
+        )
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c024v
 class ZeroPointViews:
@@ -286,9 +402,7 @@ class ZeroPoints(ZeroPointViews, Card):
     @property
     def summary(self) -> pd.DataFrame:
         "One row per solved band."
-        return pd.DataFrame(
-            [vars(z) for z in self.bands.values()], columns=list(BandZeroPoint.__dataclass_fields__)
-        )
+        return pd.DataFrame([summary_row(z) for z in self.bands.values()], columns=list(ZP_SUMMARY))
 
     def plot(self, band: str, full_range: bool = True):
         """Zero point of each star of a band against its Gaia magnitude, as a matplotlib figure.
@@ -356,51 +470,73 @@ def solve_zero_points(
                 "%s: no usable calibration star among %d; this band has no zero point", band, len(stars)
             )
             continue
-        solved[band] = solution
-        _report(solution, stars, colours(stars, gaia, bands))
+        solved[band] = with_colour(solution, stars, gaia, bands)
+        _report(solved[band], stars)
     return ZeroPoints(solved, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame())
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #band_magnitudes
+UJY_ZERO_POINT = 23.9  # AB magnitude of one microjansky
+
+
+def positive(values: np.ndarray) -> np.ndarray:
+    "Numbers that have a logarithm; NaN in place of the others."
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def numbers(catalog: pd.DataFrame, name: str) -> np.ndarray:
+    "A column as float; NaN where the catalog has none."
+    if name not in catalog:
+        return np.full(len(catalog), np.nan)
+    return catalog[name].to_numpy(float, na_value=np.nan)
+
+# %% ../../nbs/08_results/02_zero_points.ipynb #band_magnitudesb
+def band_magnitudes(
+    catalog: pd.DataFrame,  # with `FLUX_<band>_fit` and `FLUXERR_<band>_fit`
+    band: str,  # name
+    zp: np.ndarray,  # zero point at each source, mag
+    zp_error: np.ndarray,  # and its error
+) -> dict[str, np.ndarray]:
+    "The calibrated columns of a band but for `zp_source_{band}`."
+    flux, sigma, star, eps = (
+        numbers(catalog, name.format(band))
+        for name in ("FLUX_{}_fit", "FLUXERR_{}_fit", "FLUXERR_STAR_{}_fit", "psf_eps_pred_{}")
+    )
+    relative = np.hypot(np.nan_to_num(eps), zp_error / MAG_PER_LN)
+    total = np.where(np.isfinite(sigma), np.hypot(sigma, relative * np.nan_to_num(flux)), sigma)
+    scale = 10 ** (0.4 * (UJY_ZERO_POINT - zp))
+    return {
+        f"MAG_{band}_fit": zp - 2.5 * np.log10(positive(flux)),
+        f"MAGERR_{band}_fit": MAG_PER_LN * positive(total) / positive(flux),
+        f"FNU_{band}": flux * scale,
+        f"FNUERR_{band}": total * scale,
+        f"MAGLIM3_{band}": zp - 2.5 * np.log10(3 * positive(total)),
+        f"DEPTH5_{band}": zp - 2.5 * np.log10(5 * positive(star)),
+    }
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c024c
 def add_magnitudes(
     catalog: pd.DataFrame,  # with `FLUX_<band>_fit` and `FLUXERR_<band>_fit`
-    solution: ZeroPoints,  # as `solve_zero_points` gives them
+    solution: ZeroPoints | None,  # as `solve_zero_points` gives them; None: those of the headers
     bands,  # names
-    method: str,  # `standard_error`, `all_mad` or `bright_std`: the error of the zero point that is added
+    method: str = "standard_error",  # or `all_mad`, `bright_std`: the error of the zero point that is added
+    zp_ref: float = 25.0,  # AB magnitude of one scaled count by the headers
 ) -> pd.DataFrame:
-    """The catalog with `MAG_<band>_fit` and `MAGERR_<band>_fit` (mag AB) for all `bands`.
+    """The catalog with calibrated fluxes and magnitudes for all `bands`; they replace older ones.
 
-    They replace older ones, and are empty where the flux is not positive or the band has no zero point. The
-    errors of flux and zero point are added in quadrature.
+    Their columns are `MAG_COLUMNS`. A band without a zero point in `solution` has that of the headers.
     """
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, object] = {}
     for band in sorted(bands):
-        mag = error = np.full(len(catalog), np.nan)
-        if band in solution.bands:
-            zero = solution.bands[band]
-            flux = catalog[f"FLUX_{band}_fit"].to_numpy(float, na_value=np.nan)
-            sigma = catalog[f"FLUXERR_{band}_fit"].to_numpy(float, na_value=np.nan)
-            flux = np.where(flux > 0, flux, np.nan)
-            mag = zero.zp - 2.5 * np.log10(flux)
-            error = np.hypot(
-                MAG_PER_LN * np.where(np.isfinite(sigma) & (sigma > 0), sigma, np.nan) / flux,
-                zero.error(method),
-            )
-        columns |= {f"MAG_{band}_fit": mag, f"MAGERR_{band}_fit": error}
+        x, y = (numbers(catalog, column_for(catalog, f"{axis}_pix_white_fit", band)) for axis in ("x", "y"))
+        zero = None if solution is None else solution.bands.get(band)
+        if zero is None:
+            zp, error = np.full(len(catalog), zp_ref), np.zeros(len(catalog))
+        else:
+            zp, error = zero_point_at(zero, x, y), zero_point_error_at(zero, x, y, method)
+        columns |= band_magnitudes(catalog, band, zp, error)
+        columns[f"zp_source_{band}"] = "header" if zero is None else "gaia"
     kept = catalog.drop(columns=[c for c in columns if c in catalog])
     return pd.concat([kept, pd.DataFrame(columns, index=catalog.index)], axis=1)
-
-# %% ../../nbs/08_results/02_zero_points.ipynb #c027
-PER_OBJECT_COLUMNS = (
-    "band",
-    "gaia_source_id",
-    "gaiaxp_mag",
-    "flux",
-    "fluxerr",
-    "zp",
-    "zp_err",
-    "is_kept",
-    "is_clipped",
-)
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c027a
 def write_zero_points(solution: ZeroPoints, layout: Layout) -> None:
@@ -409,6 +545,4 @@ def write_zero_points(solution: ZeroPoints, layout: Layout) -> None:
         return
     write_csv(layout.zp_summary, solution.summary)
     stars = solution.stars
-    write_csv(
-        layout.zp_per_object, stars.loc[stars["is_kept"] | stars["is_clipped"], list(PER_OBJECT_COLUMNS)]
-    )
+    write_csv(layout.zp_per_object, stars.loc[stars["is_kept"] | stars["is_clipped"], list(ZP_STARS)])

@@ -19,6 +19,7 @@ from ..core.errors import UserError
 from ..core.reading import read_csv
 from ..inputs.gaia_table import load_gaia
 from ..plots.base import PALETTE
+from ..results.field import range_of
 from ..results.finished import FinishedRun
 from ..results.merge import read_catalog
 from ..results.zero_points import BandZeroPoint, band_stars, solve_band
@@ -73,6 +74,7 @@ def stars_that_took_part(layout: Layout) -> dict[str, pd.DataFrame]:
     "The stars of zp_all_bands__per_object.csv by band; all of them are usable."
     table = read_csv(layout.zp_per_object)
     numbers = ["gaiaxp_mag", "flux", "fluxerr", "zp", "zp_err"]
+    numbers += [name for name in ("x", "y") if name in table]
     table[numbers] = table[numbers].apply(pd.to_numeric)
     table = table.assign(ID=table["gaia_source_id"], is_usable=True)
     return {band: rows.reset_index(drop=True) for band, rows in table.groupby("band", sort=False)}
@@ -94,7 +96,7 @@ class ZeroPointView:
 
     band: str
     knobs: Knobs
-    stars: pd.DataFrame  # with `is_kept` and `is_clipped`
+    stars: pd.DataFrame  # with `is_kept` and `is_clipped`; `zp` less its surface over the field
     zero: BandZeroPoint | None  # None without a star
     on_disk: float | None  # zero point of the run, mag
 
@@ -114,7 +116,8 @@ def zero_point_view(
         stars["is_usable"].to_numpy(bool) & stars["gaiaxp_mag"].between(knobs.bright, knobs.faint).to_numpy()
     )
     zero, solved = solve_band(stars.assign(is_usable=counts), band, settings)
-    return ZeroPointView(band, knobs, solved, zero, on_disk)
+    flat = solved.assign(zp=solved["zp"] - solved["zp_field"])
+    return ZeroPointView(band, knobs, flat, zero, on_disk)
 
 
 def zero_points_on_disk(layout: Layout) -> dict[str, float]:
@@ -161,6 +164,19 @@ def zp_figure(view: ZeroPointView) -> Figure:
     axes.grid(alpha=0.2)
     return figure
 
+# %% ../../nbs/12_widgets/05_zero_points.ipynb #field_lines
+def field_lines(zero: BandZeroPoint) -> list[tuple[str, str]]:
+    "Its change over the field and with colour, as far as there is one."
+    lines = []
+    if zero.field is not None and zero.field.degree:
+        lines.append(
+            ("over the field", f"degree {zero.field.degree}, {1000 * range_of(zero.field):.1f} mmag")
+        )
+    if np.isfinite(zero.colour_slope):
+        told = f"{1000 * zero.colour_slope:+.1f} ± {1000 * zero.colour_slope_err:.1f} mmag per mag"
+        lines.append((f"slope with {zero.colour}", told))
+    return lines
+
 # %% ../../nbs/12_widgets/05_zero_points.ipynb #c014a
 def limits(stars: pd.DataFrame, zero: BandZeroPoint) -> tuple[float, float]:
     "Vertical limits: the stars that count, and ten times the width of the kept ones at most."
@@ -182,6 +198,7 @@ def zp_lines(view: ZeroPointView) -> list[tuple[str, str]]:
         ("minus that on disk", off),
         ("intrinsic scatter", f"{1000 * zero.zp_scatter:.1f} mmag"),
         ("median", f"{zero.zp_median:.4f}"),
+        *field_lines(zero),
         ("stars", f"{zero.n_used} used, {zero.n_clipped} clipped, {zero.n_unreliable} not usable"),
     ]
 

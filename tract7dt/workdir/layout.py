@@ -312,6 +312,26 @@ class EpsfFiles(Folders):
         "The picture of all stamps of a band."
         return self.epsf_dir / safe_name(band) / "epsf_sheet.png"
 
+# %% ../../nbs/02_workdir/00_layout.ipynb #p014reg
+REGISTRATION = (
+    *("band", "degree", "stars", "x_middle", "y_middle", "largest", "before", "after", "scatter"),
+    *(f"{axis}_{term}" for axis in "xy" for term in ("1", "u", "v", "uu", "uv", "vv")),
+)
+
+
+class RegistrationFiles(Folders):
+    "How the bands lie against each other."
+
+    @file("epsf_dir", made_by="run-epsf", columns=REGISTRATION)
+    def registration_csv(self) -> Path:
+        "How far each band lies from the others, a polynomial of the place, in pixels."
+        return self.epsf_dir / "registration.csv"
+
+    @file("epsf_dir", made_by="run-epsf")
+    def registration_sheet(self) -> Path:
+        "Picture of that: arrows over the field, a panel for each band."
+        return self.epsf_dir / "registration.png"
+
 # %% ../../nbs/02_workdir/00_layout.ipynb #p015
 class CellFiles(Folders):
     "The ePSF of one band in one cell."
@@ -450,10 +470,12 @@ class ResultFiles(Folders):
 ZP_SUMMARY = (
     *("band", "n_raw", "n_kept", "n_clipped", "n_unreliable", "clip_sigma", "zp", "zp_err", "zp_scatter"),
     *("n_used", "zp_median", "zp_err_mad", "zp_err_std", "n_zp_err_src", "zp_err_snr_used"),
+    *("colour", "colour_slope", "colour_slope_err"),
+    *("field_degree", "field_range", "field_fall", "field_surface"),
 )
 ZP_STARS = (
     *("band", "gaia_source_id", "gaiaxp_mag", "flux", "fluxerr"),
-    *("zp", "zp_err", "is_kept", "is_clipped"),
+    *("zp", "zp_err", "is_kept", "is_clipped", "x", "y", "zp_field"),
 )
 
 # %% ../../nbs/02_workdir/00_layout.ipynb #p024
@@ -475,6 +497,11 @@ class ZeroPointFiles(Folders):
         "Zero point against magnitude of the stars of a band."
         return self.zp_dir / f"zp_vs_mag__{safe_name(band)}{'_fullrange' if full_range else ''}.png"
 
+    @file_of_each("work_dir", made_by="compute-zp")
+    def zp_field_plot(self, band: str) -> Path:
+        "The stars of a band over the field, with what their zero point has there."
+        return self.zp_dir / f"zp_field__{safe_name(band)}.png"
+
     @file_of_each("work_dir", made_by="build-patches", columns=(INPUT, *STATE[:3], "gaia_source_id"))
     def augmented_catalog(self, input_catalog: Path) -> Path:
         "The catalog with Gaia stars, named after the user's catalog."
@@ -492,6 +519,7 @@ class Layout(
     TilePictures,
     NoiseFiles,
     EpsfFiles,
+    RegistrationFiles,
     CellFiles,
     PatchFiles,
     FitFiles,
