@@ -81,7 +81,7 @@ FLAGS = (
     FlagInfo(
         "runaway",
         True,
-        "the fitted radius is more than 3 times the start value and 1.3 times the PSF's width: "
+        "the fitted radius is more than 4 times the start value and 1.3 times the PSF's width: "
         "light of something else, or of the sky, was taken for the source's",
     ),
     FlagInfo(

@@ -122,7 +122,7 @@ def band_places(problem: FitProblem) -> np.ndarray:
     return np.log(found) if known else np.arange(len(found), dtype=float)
 
 # %% ../../nbs/06_fit/16_verdict.ipynb #srcc
-GROWN, WIDE_RE = 3.0, 1.3  # radius over that of the start, and over the FWHM, above which it has run away
+GROWN, WIDE_RE = 4.0, 1.3  # radius over that of the start, and over the FWHM, above which it has run away
 LEAST_START = 0.5  # pixels, the least radius of a start that counts
 COLLAPSED, RESOLVED = 0.15, 1.5  # radius over that of a start, which is more than so many FWHM
 DRIFT, NEIGHBOUR = 1.0, 1.5  # FWHM that a source moved, with another one within so many FWHM
