@@ -293,7 +293,7 @@ class FitOptions:
     covariance: bool = False  # also return the covariance between the bands of each source's fluxes
     warm_start: bool = True  # first steps on small stamps of the mean image, with four bands or more
     photon_weights: bool = True  # pixels count by the noise of the sky and of the photons of the model
-    size_gradient: bool = False  # radii of bright galaxies may change with wavelength, where it is known
+    size_gradient: bool = True  # radii of bright galaxies may change with wavelength, where it is known
 
     def __post_init__(self):
         if self.profiles not in ("exact", "mixture"):
