@@ -46,7 +46,7 @@ ADDED = {
     "patch_run.max_group": 80,
     "patch_run.ignore_unmodelled": True,
     "patch_run.covariance": False,
-    "patch_run.size_gradient": False,
+    "patch_run.size_gradient": True,
     "inputs.wavelengths": None,
     "patch_run.sky": "prior",
     "inputs.preset": None,

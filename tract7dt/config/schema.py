@@ -589,7 +589,7 @@ class PatchRun(Section):
         affects=FITS,
     )
     size_gradient: Bool = key(
-        False,
+        FitOptions.size_gradient,
         "The native engine lets the radius of bright galaxies change with wavelength: one parameter more, "
         "size_gradient_fit in the catalog. Needs the wavelengths of all bands (inputs.wavelengths).",
         affects=FITS,

@@ -19,7 +19,8 @@ from tract7dt.fit.footprints import (
     semi_major,
     significant,
 )
-from .normal import Plan, State, evaluate, excess_variance, modelled_light
+from .linalg import inverse_spd
+from .normal import Plan, State, evaluate, excess_variance, modelled_light, solved
 from .parameters import Rules
 from .problem import STAR, FitProblem
 from .render import ETA1, G, L, N, P, Window, X, Y
@@ -343,16 +344,39 @@ def lever(plan: Plan, state: State) -> np.ndarray:
     return second - first**2 / np.where(total > 0, total, 1)
 
 
+def with_gradient(plan: Plan, stack: np.ndarray, s: int) -> np.ndarray:
+    "The stack of a source with its derivative by g, the last of all, which is that by L times ln wavelength."
+    place = int(np.searchsorted(np.flatnonzero(plan.free[s]), L)) + 1
+    by_g = stack[:, place : place + 1] * plan.pixels.log_wavelength[:, None, None, None]
+    return np.concatenate([stack, by_g.astype(np.float32)], axis=1)
+
+# %% ../../nbs/06_fit/14_optimise.ipynb #tiltcode2
+LEAST_PRIOR = 1 / 3  # information of the prior on g in units of what the pixels know of it, at least
+
+
+def gradient_rules(rules: Rules, quad: Quadratic) -> Rules:
+    "The rules with priors on g that pixels of many photons do not overrule."
+    information, count = rules.info.copy(), len(rules.info)
+    free = np.isin(np.arange(count) * P + G, quad.index)
+    blocks = quad.own_blocks(quad.H, count)[free]
+    known = 1 / inverse_spd(blocks)[:, G, G] - information[free, G]
+    information[free, G] = np.maximum(information[free, G], LEAST_PRIOR * known)
+    return replace(rules, info=information)
+
+
 def free_gradients(fit: Fit) -> Fit:
     "The fit in which the radii of bright galaxies may change with wavelength, if that was asked for."
-    plan = fit.plan
-    who = plan.free[:, L] & (lever(plan, fit.state) > LEVER)
+    plan, state = fit.plan, fit.state
+    who = plan.free[:, L] & (lever(plan, state) > LEVER)
     if not (fit.setup.problem.options.size_gradient and who.any()):
         return fit
-    free = plan.free.copy()
-    free[:, G] = who
+    free = plan.free | (who[:, None] & (np.arange(P) == G))
+    stacks = [with_gradient(plan, stack, s) if who[s] else stack for s, stack in enumerate(state.stacks)]
     plan = replace(plan, free=free)
-    return replace(fit, plan=plan, state=evaluate(plan, fit.state.theta, fit.state, who))
+    state = solved(plan, state.theta, stacks, state, who, state.linearised_at)
+    rules = gradient_rules(fit.setup.rules, quadratic(plan, state, fit.setup.rules))
+    history = (objective(state, rules),)
+    return replace(fit, plan=plan, state=state, setup=replace(fit.setup, rules=rules), history=history)
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c032
 def assess(fit: Fit, late: bool = False) -> Fit:
