@@ -103,6 +103,7 @@ class Pixels(PSFTransforms, SkyProducts):
     cubes: dict  # PSF transforms by period, filled as they are needed
     profiles: str = "exact"  # form of galaxy profiles (`FitOptions.profiles`)
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
+    bare: "Pixels | None" = None  # the same with the noise of the sky alone as weights; None: these are
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -115,7 +116,13 @@ class Pixels(PSFTransforms, SkyProducts):
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."
         target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
-        return replace(self, target=target, weight=weight)
+        bare = None if self.bare is None else self.bare.without(ignored)
+        return replace(self, target=target, weight=weight, bare=bare)
+
+    @property
+    def of_sky(self) -> "Pixels":
+        "These pixels with weights by the noise of the sky alone."
+        return self if self.bare is None else self.bare
 
     @cached_property
     def bands_seen(self) -> np.ndarray:
