@@ -54,7 +54,7 @@ def test_fluxes_and_positions(kind):
 def test_without_it_fluxes_are_wrong():
     bands, flux, _, start = photographed(Kind.STAR)
     result = fit(FitProblem([replace(band, offset=None) for band in bands], start))
-    assert (np.median(result.flux / flux, axis=0) < 0.99).any()
+    assert (np.median(result.flux / flux, axis=0) < 0.997).any()
 
 
 def test_in_subfields_and_in_single_bands():

@@ -95,9 +95,25 @@ class SkyProducts:
         "Product of the whitened unit sky with the whitened image, [B]."
         return image_products(self.weight, self.target)
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010f
+class WeightedFrame:
+    "The last part of `Pixels`: where it lies, and what of it counts."
+
+    weight: np.ndarray
+
+    @property
+    def frame(self) -> Window:
+        "The whole image as a window."
+        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
+
+    @cached_property
+    def bands_seen(self) -> np.ndarray:
+        "Number of bands in which each pixel is good, float32 [H, W]."
+        return np.count_nonzero(self.weight, axis=0).astype(np.float32)
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010b
 @dataclass(frozen=True, eq=False)
-class Pixels(PSFTransforms, SkyProducts):
+class Pixels(PSFTransforms, SkyProducts, WeightedFrame):
     "Whitened images, inverse errors and PSFs of all bands."
 
     target: np.ndarray  # data over noise, float32 [B, H, W]
@@ -108,6 +124,7 @@ class Pixels(PSFTransforms, SkyProducts):
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
     log_wavelength: np.ndarray | None = None  # of the bands over the reference, [B]; None: one radius for all
     offsets: tuple[BandOffset | None, ...] = ()  # of the bands against common positions; (): none has any
+    bare: "Pixels | None" = None  # the same with the noise of the sky alone as weights; None: these are
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -122,17 +139,13 @@ class Pixels(PSFTransforms, SkyProducts):
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."
         target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
-        return replace(self, target=target, weight=weight)
+        bare = None if self.bare is None else self.bare.without(ignored)
+        return replace(self, target=target, weight=weight, bare=bare)
 
     @property
-    def frame(self) -> Window:
-        "The whole image as a window."
-        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
-
-    @cached_property
-    def bands_seen(self) -> np.ndarray:
-        "Number of bands in which each pixel is good, float32 [H, W]."
-        return np.count_nonzero(self.weight, axis=0).astype(np.float32)
+    def of_sky(self) -> "Pixels":
+        "These pixels with weights by the noise of the sky alone."
+        return self if self.bare is None else self.bare
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c012
 # Odd, so that no frequency is its own opposite; few, so that many sources share the transforms of the PSFs.

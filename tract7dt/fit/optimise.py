@@ -33,6 +33,7 @@ from tract7dt.fit.steps import (
     prior_penalty,
     quadratic,
 )
+from .weights import first_weights, renew_weights
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c007
 NOISE = 1e-3  # a rise of the objective that is only rounding
@@ -224,7 +225,9 @@ def update_footprints(
     "Plan with new footprints for the sources in `who`; a source keeps its old one if it left the image."
     prints = list(plan.footprints)
     for s in np.flatnonzero(who):
-        new = make_footprint(plan.kind[s], theta[s], plan.pixels, sky, depth, problem.options.footprint_loss)
+        new = make_footprint(
+            plan.kind[s], theta[s], plan.pixels.of_sky, sky, depth, problem.options.footprint_loss
+        )
         empty = new.window.empty or not plan.pixels.weight[new.window.slices].any()
         prints[s] = prints[s] if empty else new
     return Plan.make(problem, plan.pixels, plan.free, prints)
@@ -287,7 +290,8 @@ class Fit:
     quad, gain [S]: quadratic model and expected gains, `UNKNOWN` and the last ones after a change;
     frozen, bool [S]: sources that were given up; steps, new_footprints, int [S]: how often each source moved
     and got a new footprint; history: the objective at the beginning and after each iteration; searching:
-    whether unmodelled light is still to be looked for.
+    whether unmodelled light is still to be looked for; renewals: how often the weights were renewed, after
+    which the objective is another one.
     """
 
     setup: Setup
@@ -301,6 +305,7 @@ class Fit:
     history: tuple[float, ...]
     searching: bool
     quad: Quadratic = UNKNOWN
+    renewals: int = 0
 
     @property
     def assessed(self) -> bool:
@@ -315,7 +320,7 @@ class Fit:
 # %% ../../nbs/06_fit/14_optimise.ipynb #begin
 def begin_fit(setup: Setup, plan: Plan, theta) -> Fit:
     "A fit that begins at parameters `theta` [S, P]."
-    state, count = evaluate(plan, theta), len(theta)
+    (plan, state), count = first_weights(setup.problem, plan, theta), len(theta)
     return Fit(
         setup,
         plan,
@@ -466,6 +471,24 @@ def unmodelled_light_is_due(fit: Fit, iteration: int) -> bool:
     "Whether unmodelled light is to be looked for now."
     return fit.searching and iteration < fit.setup.max_iters and (iteration == SEARCH or fit.converged)
 
+# %% ../../nbs/06_fit/14_optimise.ipynb #weights
+EARLY = 4  # iteration after which weights are renewed even if nobody has converged
+MOST_RENEWALS = 3  # besides the first weights, those of the light at the start
+
+
+def weights_are_due(fit: Fit, iteration: int) -> bool:
+    "Whether the weights are to be those of the present light now."
+    early = iteration == EARLY and not fit.renewals
+    return iteration < fit.setup.max_iters and fit.renewals < MOST_RENEWALS and (early or fit.converged)
+
+
+def with_new_weights(fit: Fit) -> Fit:
+    "The fit, assessed, with the weights of its present light; itself if they would hardly change."
+    renewed = renew_weights(fit.setup.problem, fit.plan, fit.state)
+    if renewed is None:
+        return fit
+    return assess(replace(_changed(fit, *renewed), renewals=fit.renewals + 1))
+
 # %% ../../nbs/06_fit/14_optimise.ipynb #damped
 def damped_step(fit: Fit) -> Step:
     "The next trial step of an assessed fit."
@@ -559,6 +582,8 @@ def optimise(
             fit = refresh_derivatives(fit)
         if unmodelled_light_is_due(fit, iteration):
             fit = mask_unmodelled_light(restore_drifted(fit))
+        if weights_are_due(fit, iteration):
+            fit = with_new_weights(fit)
         if fit.converged or iteration == limit:
             break
         fit = regrow_footprints(backtrack(fit, damped_step(fit)))
