@@ -235,7 +235,7 @@ MAG_COLUMNS = _columns(
     ),
     ("MAGERR_{band}_fit", "float", "mag", "error of the magnitude in {band}, zero point included"),
 )
-INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia")
+INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia", "_measured_in")
 
 # %% ../../nbs/00_core/06_columns.ipynb #c010
 def name_in_band(name: str, band: str) -> str:
