@@ -48,6 +48,11 @@ def binned_stamp(stamp: np.ndarray, oversampling: int, k: int) -> np.ndarray:
     along = np.arange(-reach, reach + 1) * k / 2 * oversampling + half + room
     return map_coordinates(box, np.meshgrid(along, along, indexing="ij"), order=3, mode="constant")
 
+# %% ../../nbs/06_fit/23_binned.ipynb #psf
+def coarse_place(place, k: int):
+    "Positions on pixels of k x k, from those on fine ones."
+    return (np.asarray(place, float) + 0.5) / k - 0.5
+
 
 def binned_psf(psf: PixelPSF, k: int) -> PixelPSF:
     "A PSF on pixels of k x k."
@@ -58,11 +63,6 @@ def binned_psf(psf: PixelPSF, k: int) -> PixelPSF:
     gradient = np.array([k * binned_stamp(part, psf.oversampling, k) for part in psf.gradient])
     x, y = (float(coarse_place(place, k)) for place in psf.origin)
     return PixelPSF(stamp, 2, gradient=gradient, origin=(x, y))
-
-
-def coarse_place(place, k: int):
-    "Positions on pixels of k x k, from those on fine ones."
-    return (np.asarray(place, float) + 0.5) / k - 0.5
 
 # %% ../../nbs/06_fit/23_binned.ipynb #band
 def _binned_noise(noise: NoiseModel | None, k: int) -> NoiseModel | None:
@@ -76,7 +76,7 @@ def _binned_offset(offset: BandOffset | None, k: int) -> BandOffset | None:
     x0, y0 = ((c + (k - 1) / 2) / k for c in offset.corner)
     return BandOffset(np.asarray(offset.coef) / k, (rows, columns), (x0, y0))
 
-
+# %% ../../nbs/06_fit/23_binned.ipynb #band2
 def _binned_error(error: PSFError, psf: PixelPSF, k: int) -> PSFError:
     slopes = error.slopes
     if slopes is not None:

@@ -167,9 +167,14 @@ def _band_cut(
         bits=_cut_bits(pixels.bits, strip, roi),
     )
 
-
-def _tables(catalog: pd.DataFrame, patches: list[Patch], cfg, large) -> dict[Patch, pd.DataFrame]:
-    "Sources of the patches of one row, without those patches that need no payload; `large`: patches by ID."
+# %% ../../nbs/07_patches/01_payload.ipynb #tables
+def _tables(
+    catalog: pd.DataFrame,  # of the tile
+    patches: list[Patch],  # of one row
+    cfg,  # the configuration
+    large: Mapping[str, Patch],  # patches of large sources by their ID
+) -> dict[Patch, pd.DataFrame]:
+    "Sources of the patches of one row, without those patches that need no payload."
     reach, around = cfg.epsf.final_psf_size // 2, _around(patches)
     near = around.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])
     near = catalog[near | catalog["ID"].astype(str).isin(list(large))] if large else catalog[near]

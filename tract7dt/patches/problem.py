@@ -120,15 +120,20 @@ def with_saturation(payload: Payload, psfs: dict[str, PatchPSF]) -> Payload:
 
 # %% ../../nbs/07_patches/02_problem.ipynb #sky
 SKY_PRIOR_SIGMAS = 0.001  # width of the prior on a patch's constant after a map, in noise of a pixel
+LARGE_SKY_SIGMAS = 0.02  # the same in the region of a large source
 
 
-def sky_prior(cut: BandCut, choice: str) -> float:
-    "Width of the prior on the sky of a band, scaled counts; `choice` is `patch_run.sky`."
+def sky_prior(cut: BandCut, choice: str, large: bool = False) -> float:
+    """Width of the prior on the sky of a band, scaled counts; `choice` is `patch_run.sky`.
+
+    `large`: in the region of a large source.
+    """
     good = cut.mask == 0
     if cut.sky is None or choice == "free" or not good.any():
         return np.inf
     sigma = np.median(np.broadcast_to(cut.sky_sigma, good.shape)[good])
-    return SKY_PRIOR_SIGMAS * float(sigma) if choice == "prior" else 0.0
+    width = LARGE_SKY_SIGMAS if large else SKY_PRIOR_SIGMAS
+    return width * float(sigma) if choice == "prior" else 0.0
 
 # %% ../../nbs/07_patches/02_problem.ipynb #opencode
 def open_sides(patch: Patch) -> tuple[bool, bool, bool, bool]:
@@ -199,7 +204,7 @@ def band_data(
         cut.invvar,
         pixel_psf(psf, patch),
         cut.gain,
-        sky_prior=sky_prior(cut, choice),
+        sky_prior=sky_prior(cut, choice, bool(patch.source)),
         sky_error=0.0 if cut.sky is None else cut.sky.error,
         noise=cut.noise,
         psf_error=psf.error,
