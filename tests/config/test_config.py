@@ -31,6 +31,7 @@ CHANGED = {
 }
 ADDED = {
     "patch_run.engine": "native",
+    "patches.large_sources": True,
     "patch_run.executor": "process",
     "patch_run.dask_address": None,
     "patch_run.weak_priors": True,

@@ -404,7 +404,7 @@ MAG_COLUMNS = _columns(
         "where the zero point in {band} comes from: gaia (stars), or header (ZP_AUTO)",
     ),
 )
-INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia")
+INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia", "_measured_in")
 
 # %% ../../nbs/00_core/06_columns.ipynb #c010
 def name_in_band(name: str, band: str) -> str:

@@ -322,6 +322,15 @@ def make_footprint(
     far = furthest_edge(window, theta) if half > LARGE_HALF else half
     return Footprint(window, half, period_for(kind, theta, half, pixels.psf_radius, far), *theta[:3])
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #held
+def wholly_held(problem: FitProblem) -> np.ndarray:
+    "Sources of which place, shape and, by priors in all bands, fluxes are given, bool [S]."
+    sources = problem.sources
+    if sources.flux_prior_sigma is None:
+        return np.zeros(len(sources), bool)
+    given = np.isfinite(np.asarray(sources.flux_prior_sigma, float)).any(axis=1)
+    return given & sources.fix_position & sources.fix_size & sources.fix_shape & sources.fix_n
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c007fitnat
 NOWHERE = Footprint(Window(0, 0, 0, 0), 0, 1, 0.0, 0.0, 0.0)  # of a source that is not fitted
 
@@ -334,9 +343,10 @@ def plan_footprints(
     depth: np.ndarray,  # and the inverse error of a pixel, [B]
 ) -> list[Footprint]:
     "Footprint of each source; empty where there is nothing to fit."
+    loss = np.where(wholly_held(problem), 0.0, problem.options.footprint_loss)
     footprints = [
-        make_footprint(kind, theta, pixels, sky, depth, problem.options.footprint_loss) if usable else NOWHERE
-        for kind, theta, usable in zip(problem.sources.kind, start.theta, start.usable)
+        make_footprint(kind, theta, pixels, sky, depth, least) if usable else NOWHERE
+        for kind, theta, usable, least in zip(problem.sources.kind, start.theta, start.usable, loss)
     ]
     return [f if pixels.weight[f.window.slices].any() else NOWHERE for f in footprints]
 
