@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..core.columns import fitted_bands
+from ..core.errors import UserError
 from ..core.geometry import Box
 from ..core.reading import read_csv, read_json, reading
 from ..core.writing import write_text
 from ..epsf.patch_psf import saved_stamp
-from ..fit.flags import FLAGS
+from ..fit.flags import BAND_FLAGS, FLAGS
 from ..fit.problem import NoiseModel
 from ..inputs.band import Band
 from ..pipeline.estimate import depth
@@ -34,6 +35,7 @@ from ..plots.epsf import CellStamp, epsf_sheet
 from .html import figure_html, frame_html, paragraph, photo_html
 from ..results.finished import FinishedRun
 from ..results.model_images import BandSources, draw_strip, skies
+from ..results.worst import SURE, chi2_per_pixel, verdict_counts, worst_fluxes
 from ..tile.noise import USUAL_FWHM, factors_of
 from ..workdir.layout import NOISE_COLUMNS, Layout
 
@@ -91,11 +93,69 @@ def flag_counts(run: FinishedRun) -> str:
         "A source with a hard flag is not reliable."
     )
 
-# %% ../../nbs/11_reports/01_page.ipynb #c006
-def chi2_per_pixel(catalog: pd.DataFrame, band: str) -> pd.Series:
-    "Chi-square per good pixel of all sources in a band; NaN where there is none."
-    pixels = catalog[f"npix_{band}_fit"].astype(float)
-    return catalog[f"chi2_{band}_fit"].astype(float) / pixels.where(pixels > 0)
+# %% ../../nbs/11_reports/01_page.ipynb #worth1
+def verdict_section(run: FinishedRun) -> str:
+    "Tables of reliable fluxes and of what is wrong with others."
+    counts = verdict_counts(run.catalog)
+    if counts.empty:
+        return paragraph("The catalog has no verdict on single fluxes: it was made by an earlier version.")
+    seen = [name for name in counts if name in ("measured", "reliable") or counts[name].any()]
+    flags = run.catalog["fit_flags"].fillna(0).astype(np.int64).to_numpy()
+    flags = flags[run.catalog["stype_fit"].fillna("").ne("")]
+    hard = {info.name: int((flags >> bit & 1).sum()) for bit, info in enumerate(FLAGS) if info.hard}
+    found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in hard.items() if count)
+    meant = [
+        f"{i.name.replace('_', ' ')}: {i.meaning}" for i in BAND_FLAGS if i.name.replace("_", " ") in seen
+    ]
+    told = f"Hard flags of measured sources: {found}." if found else "No measured source has a hard flag."
+    return (
+        frame_html(counts[seen].reset_index()) + paragraph(told) + paragraph("; ".join(meant)) * bool(meant)
+    )
+
+# %% ../../nbs/11_reports/01_page.ipynb #worth2
+def psf_rows(run: FinishedRun) -> pd.DataFrame:
+    "How far stars are from the PSF of each band, indexed by it; gaps for products of earlier versions."
+    rows: dict[str, dict] = {}
+    for cell in run.cells:
+        model, row = cell.get("band_model") or {}, rows.setdefault(cell["band"], {})
+        row.setdefault("eps", []).append(cell.get("eps_pred"))
+        if "profile_error" in model:
+            scatter = 100 * np.sqrt(np.diag(np.asarray(model["shape_scatter"], float)))
+            row["a pixel of a star off by (%)"] = 100 * model["profile_error"]
+            row |= dict(zip(("FWHM of stars scatters by (%)", "e1 by (x 0.01)", "e2 by (x 0.01)"), scatter))
+            row["places of stars by (pix)"] = model.get("position_scatter") or None
+    for row in rows.values():
+        eps = [100 * value for value in row.pop("eps") if value is not None and np.isfinite(value)]
+        row |= {"error that all fluxes share (%)": min(eps), "in the worst cell (%)": max(eps)} if eps else {}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("band")
+
+# %% ../../nbs/11_reports/01_page.ipynb #worth3
+def calibration_rows(catalog: pd.DataFrame) -> pd.DataFrame:
+    "Where magnitudes of each band have their zero point from, and its depth at the sources; indexed by it."
+    rows = {}
+    for band in fitted_bands(catalog):
+        sources = catalog.get(f"zp_source_{band}", pd.Series(dtype=str)).fillna("")
+        kinds = [kind for kind in sources.unique() if kind]
+        depths = catalog[f"DEPTH5_{band}"].astype(float).dropna() if f"DEPTH5_{band}" in catalog else []
+        if kinds or len(depths):
+            rows[band] = {"zero point from": ", ".join(kinds)}
+        if len(depths):
+            low, middle, high = (f"{depth:.2f}" for depth in np.percentile(depths, (10, 50, 90)))
+            rows[band] |= {"depth at 5 sigma (mag)": middle, "of 80 % of the sources": f"{low} to {high}"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("band")
+
+
+def worth_section(run: FinishedRun) -> str:
+    "Verdicts, errors of the PSFs, zero points and depths."
+    if run.catalog is None:
+        return paragraph("No final catalog, no verdict.")
+    psf, calibration = psf_rows(run), calibration_rows(run.catalog)
+    parts = [verdict_section(run)]
+    if psf.shape[1]:
+        parts += [paragraph("How far stars are from the PSF:"), frame_html(psf.reset_index(), 3)]
+    if len(calibration):
+        parts += [paragraph("Magnitudes and depth at the sources:"), frame_html(calibration.reset_index())]
+    return "".join(parts)
 
 # %% ../../nbs/11_reports/01_page.ipynb #c008widths
 def band_widths(run: FinishedRun) -> dict[str, float]:
@@ -336,27 +396,19 @@ def epsf_section(run: FinishedRun) -> str:
     return "".join(parts)
 
 # %% ../../nbs/11_reports/01_page.ipynb #c008
-SHOWN = 12  # sources
+SHOWN = 20  # sources
 HALF = 20  # half side of a cut-out, pixels
 
 
-def worst_sources(catalog: pd.DataFrame, bands, number: int = SHOWN) -> pd.DataFrame:
-    "The sources with the largest chi-square per pixel: ID, band, chi2, x, y."
-    chi2 = pd.DataFrame({band: chi2_per_pixel(catalog, band) for band in bands})
-    worst = chi2.max(axis=1).dropna().nlargest(number)
-    chosen = catalog.loc[worst.index]
-    ids = chosen["ID"] if "ID" in catalog else pd.Series(worst.index.astype(str), worst.index)
-    return pd.DataFrame(
-        {
-            "ID": ids,
-            "band": chi2.loc[worst.index].idxmax(axis=1),
-            "chi2": worst,
-            "model": chosen["stype_fit"],
-            "x": chosen["x_pix_white"],
-            "y": chosen["y_pix_white"],
-            "issues": chosen["fit_quality_issues"],
-        }
-    )
+def worst_table(worst: pd.DataFrame) -> pd.DataFrame:
+    "What the page says of the worst fluxes, a row for each."
+    judged, known = worst["misfit"].notna().any(), worst["reliable"].notna().any()
+    shown = worst.assign(ratio=worst["flux"] / worst["error"], percent=(100 * worst["left"]).round(1))
+    shown = shown.assign(x=shown["x"].round(), y=shown["y"].round(), misfit=shown["misfit"].round(3))
+    names = {"ID": "ID", "band": "band", "model": "model", "ratio": "S/N"}
+    names |= {"misfit": "misfit", "percent": "light left (%)"} if judged else {}
+    names |= {"chi2": "chi2 per pixel", "x": "x", "y": "y"} | ({"reliable": "reliable"} if known else {})
+    return shown[[*names, "reason"]].rename(columns=names)
 
 # %% ../../nbs/11_reports/01_page.ipynb #c008b
 def cut_out(
@@ -374,16 +426,20 @@ def cut_out(
     return (np.stack([data - level, model - level, data - model]) / pixels.sky_sigma).astype(np.float32)
 
 # %% ../../nbs/11_reports/01_page.ipynb #c008a
+RESIDUAL = 0.2  # of the brightest pixel of a model, to which residuals are shown
+
+
 def worst_figure(panels: list[np.ndarray], titles: list[str]) -> Figure:
-    "Cut-outs, three sources a row: data and model with one stretch, residual from -5 to 5 of the noise."
+    "Cut-outs, three sources a row: data and model with one stretch, residual by the light of the model."
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(4.2 * columns, 1.65 * rows)
+    figure = new_figure(4.2 * columns, 1.9 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel, title in zip(axes, panels, titles):
         top = max(np.nanmax(panel[1]), 10.0)
         light = np.arcsinh(np.concatenate(panel[:2], axis=1) / 3) / np.arcsinh(top / 3)
-        painted = np.concatenate([light, (panel[2] + 5) / 10], axis=1)
+        limit = max(5.0, RESIDUAL * top)
+        painted = np.concatenate([light, (panel[2] / limit + 1) / 2], axis=1)
         axis.imshow(np.ma.masked_invalid(painted), origin="lower", cmap="gray", vmin=-0.1, vmax=1.0)
         axis.set_facecolor("tab:red")
         picture_axes(axis, title)
@@ -392,26 +448,52 @@ def worst_figure(panels: list[np.ndarray], titles: list[str]) -> Figure:
     return figure
 
 # %% ../../nbs/11_reports/01_page.ipynb #c008c
-def worst_section(run: FinishedRun) -> str:
-    "Table and cut-outs of the worst sources."
-    if run.catalog is None:
-        return paragraph("No final catalog, no residuals.")
-    worst = worst_sources(run.catalog, fitted_bands(run.catalog))
-    if worst.empty:
-        return paragraph("No source was measured.")
-    text = frame_html(worst.rename(columns={"chi2": "chi2 per pixel"}))
+MOST_WORDS = 58  # letters in a line over a cut-out
+
+
+def worst_title(row) -> str:
+    "What stands over a cut-out."
+    told = f"{row.ID}  {row.band}: "
+    told += f"chi2 {row.chi2:.3g}" if pd.isna(row.misfit) else f"misfit {row.misfit:.2g}"
+    told += f", {100 * row.left:.0f} % left" if abs(row.left) > 0.01 else ""
+    words = row.reason if len(row.reason) <= MOST_WORDS else row.reason[: MOST_WORDS - 1] + "…"
+    return f"{told}\n{words}" if words else told
+
+
+def sheet_of(run: FinishedRun, worst: pd.DataFrame) -> str:
+    "Cut-outs of the worst fluxes; a sentence where images are missing."
     bands, missing = run.images
     missing = missing or ("the list of patches is missing" if not run.layout.patches_csv.exists() else "")
     if missing:
-        return text + paragraph(f"No cut-outs: {missing}.")
+        return paragraph(f"No cut-outs: {missing}.")
     by_name = {band.name: band for band in bands}
-    panels = [cut_out(run, by_name[row.band], row.x, row.y) for row in worst.itertuples()]
-    titles = [f"{row.ID}  {row.band}  {row.chi2:.2f}" for row in worst.itertuples()]
-    return text + figure_html(
-        worst_figure(panels, titles),
-        "Data, model, residual (-5 to 5 of the sky noise, which is all that chi2 counts: "
-        "the photon noise of bright stars raises it); red is masked",
+    try:
+        panels = [cut_out(run, by_name[row.band], row.x, row.y) for row in worst.itertuples()]
+    except UserError as problem:  # of products of an earlier version
+        return paragraph(f"No cut-outs: {problem}")
+    titles = [worst_title(row) for row in worst.itertuples()]
+    told = (
+        "Data, model, residual in the worst band (residual up to 5 times the sky noise, or a fifth of "
+        "the model's peak where that is more); red is masked"
     )
+    return figure_html(worst_figure(panels, titles), told, 70)
+
+# %% ../../nbs/11_reports/01_page.ipynb #c008d
+def worst_section(run: FinishedRun) -> str:
+    "Table and cut-outs of the worst fluxes."
+    if run.catalog is None:
+        return paragraph("No final catalog, no residuals.")
+    worst = worst_fluxes(run.catalog, number=SHOWN)
+    if worst.empty:
+        return paragraph("No source was measured.")
+    if worst["misfit"].isna().all():
+        told = "The catalog does not tell misfits; these are the largest chi-squares per pixel."
+    else:
+        sure = int((worst["misfit"] * (worst["flux"] / worst["error"]).abs() > SURE).sum())
+        beyond = f"those below the first {sure} are" if 0 < sure < len(worst) else "all are"
+        told = "Misfit: what the model misses in the core, as a share of the flux"
+        told += "." if sure == len(worst) else f"; {beyond} within the noise."
+    return paragraph(told) + frame_html(worst_table(worst)) + sheet_of(run, worst)
 
 # %% ../../nbs/11_reports/01_page.ipynb #c012report
 DONE = re.compile(r"(?P<stage>[\w ]+): done in (?P<time>\d.*)$")
@@ -519,6 +601,8 @@ STYLE = (
 SECTIONS = {
     "Sources": summary,
     "Failures": failures,
+    "What the numbers are worth": worth_section,
+    "Worst misfits": worst_section,
     "Bands": bands_section,
     "Data, sky and noise": sky_section,
     "Registration": registration_section,
@@ -526,7 +610,6 @@ SECTIONS = {
     "Field": pictures_section,
     "ePSFs": epsf_section,
     "Flags": flag_counts,
-    "Worst residuals": worst_section,
     "Times": times_section,
     "Settings": settings_section,
     "Versions and inputs": versions_section,
@@ -565,7 +648,7 @@ class Report:
 
 # %% ../../nbs/11_reports/01_page.ipynb #c014b
 def report(config) -> Report:
-    """Write one HTML page about a run: counts, zero points, ePSFs, worst residuals, times, settings.
+    """Write one HTML page about a run: what fluxes are worth, worst misfits, zero points, times, settings.
 
     The page, report.html in the work directory, holds all its pictures. Products that are missing are named
     in it.
