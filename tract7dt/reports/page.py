@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..core.columns import fitted_bands
-from ..core.errors import UserError
 from ..core.geometry import Box
 from ..core.reading import read_csv, read_json, reading
 from ..core.writing import write_text
@@ -360,10 +359,7 @@ def worst_section(run: FinishedRun) -> str:
     if missing:
         return text + paragraph(f"No cut-outs: {missing}.")
     by_name = {band.name: band for band in bands}
-    try:
-        panels = [cut_out(run, by_name[row.band], row.x, row.y) for row in worst.itertuples()]
-    except UserError as problem:  # of products of an earlier version
-        return paragraph(f"No cut-outs: {problem}")
+    panels = [cut_out(run, by_name[row.band], row.x, row.y) for row in worst.itertuples()]
     titles = [f"{row.ID}  {row.band}  {row.chi2:.2f}" for row in worst.itertuples()]
     return text + figure_html(
         worst_figure(panels, titles),
