@@ -135,7 +135,7 @@ _UCDS |= {
 
 # %% ../../nbs/00_core/06_columns.ipynb #c006
 def _columns(*rows) -> tuple[Column, ...]:
-    return tuple(Column(*row, ucd=_UCDS.get(row[0], "meta")) for row in rows)
+    return tuple(replace(Column(*row), ucd=_UCDS.get(row[0], "meta")) for row in rows)
 
 
 INPUT_COLUMNS = _columns(
