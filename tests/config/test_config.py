@@ -46,6 +46,8 @@ ADDED = {
     "patch_run.max_group": 80,
     "patch_run.ignore_unmodelled": True,
     "patch_run.covariance": False,
+    "patch_run.size_gradient": True,
+    "inputs.wavelengths": None,
     "patch_run.sky": "prior",
     "inputs.preset": None,
     "zp.field": "auto",
@@ -63,6 +65,7 @@ ADDED = {
     "inputs.keywords.exposure": None,
     "noise.correlation": "measured",
     "registration.catalog": "measured",
+    "registration.bands": "measured",
 }
 
 

@@ -76,7 +76,7 @@ def test_a_source_whose_step_is_rejected_keeps_its_derivatives():
     true = spread(4, 1, kind=[Kind.STAR, Kind.EXP, Kind.STAR, Kind.EXP])
     images = simulate(true, np.full((4, 2), 3000.0)) + np.random.default_rng(2).normal(size=(2, SIZE, SIZE))
     plan, rules, theta = plan_of(problem_of(images, replace(true, x=true.x + [0, 0, 0.3, 0.3])))
-    target = theta + np.outer([2.0, 2.0, -0.3, -0.3], [1, 0, 0, 0, 0, 0])
+    target = theta + np.outer([2.0, 2.0, -0.3, -0.3], [1, 0, 0, 0, 0, 0, 0])
     step = optimise.Step(target, np.ones(4, bool), np.ones(4, bool), optimise.Damping.start(4))
     state, rejected = optimise.accept(plan, rules, evaluate(plan, theta), step)
     assert rejected.tolist() == [True, True, False, False] and np.array_equal(state.theta[:2], theta[:2])
@@ -144,7 +144,7 @@ def test_masks_of_one_band_are_no_structure():
     plan, rules, theta = plan_of(FitProblem(bands, true))
     after = warm_start(plan, rules, theta)
     assert np.abs(after - theta)[:8, :3].max() < 0.02
-    off = theta + [0.3, 0, 0, 0, 0, 0]
+    off = theta + [0.3, 0, 0, 0, 0, 0, 0]
     assert np.abs(warm_start(plan, rules, off) - theta)[:8, 0].max() < 0.1 and np.array_equal(
         warm_start(plan, rules, off)[8], off[8]
     )

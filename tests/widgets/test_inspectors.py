@@ -693,7 +693,7 @@ def test_texts_are_escaped():
         (["m386", "m400", "m425w"], [386, 400, 425]),
         (["u", "z"], [350, 900]),
         (["m405"], None),
-        (["g", "Ks"], None),
+        (["g", "W1"], None),
     ],
 )
 def test_wavelengths_of_known_bands(bands, centres):

@@ -169,6 +169,13 @@ class Inputs(Section):
         "program.",
         affects=TILE,
     )
+    wavelengths: dict[Text, Annotated[Real, Ge(10), Le(1e7)]] | None = key(
+        None,
+        "Wavelengths, {band: nm}, of bands whose names do not tell them, for patch_run.size_gradient and "
+        "pictures; null = by name (7DT's, u g r i z y, Z Y J H K Ks, B V R I).",
+        "nm",
+        affects=FITS,
+    )
     keywords: Keywords = Keywords()
 
     @model_validator(mode="before")
@@ -384,6 +391,12 @@ class Registration(Section):
         "moved by it; none = positions are taken as they are.",
         affects=TILE,
     )
+    bands: Annotated[Literal["measured", "none"], Lower] = key(
+        "measured",
+        "measured = how the bands lie against each other is measured with the stars of the ePSFs, and each "
+        "source is drawn in each band where it is there; none = all bands have it in the same place.",
+        affects=EPSFS,
+    )
 
 # %% ../../nbs/01_config/01_schema.ipynb #c023
 class Epsf(Section):
@@ -573,6 +586,12 @@ class PatchRun(Section):
         FitOptions.ignore_unmodelled,
         "The native engine ignores bright pixels far from all sources, so that light which the catalog lacks "
         "does not raise the sky.",
+        affects=FITS,
+    )
+    size_gradient: Bool = key(
+        FitOptions.size_gradient,
+        "The native engine lets the radius of bright galaxies change with wavelength: one parameter more, "
+        "size_gradient_fit in the catalog. Needs the wavelengths of all bands (inputs.wavelengths).",
         affects=FITS,
     )
     covariance: Bool = key(

@@ -226,6 +226,25 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
+    (
+        "fracwindow",
+        "float",
+        "",
+        "share of the light outside the pixels that the source was fitted on, mean of the bands; what lies "
+        "beyond the edge of the image is not counted (see fracmasked_{band}_fit)",
+    ),
+)
+
+# %% ../../nbs/00_core/06_columns.ipynb #gradcols
+GRADIENT_COLUMNS = _columns(
+    (
+        "size_gradient_fit",
+        "float",
+        "",
+        "d ln Re / d ln wavelength (patch_run.size_gradient); Re_fit is at the geometric mean of the "
+        "wavelengths of all bands; empty where one radius holds for all bands",
+    ),
+    ("size_gradient_err_fit", "float", "", "error of size_gradient_fit, with its prior of 0 +- 0.15"),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008b
@@ -290,6 +309,31 @@ _QUALITY_COLUMNS = _columns(
     ),
 )
 
+# %% ../../nbs/00_core/06_columns.ipynb #worthcols
+_WORTH_COLUMNS = _columns(
+    (
+        "apflux_{band}",
+        "float",
+        "scaled counts",
+        "light of the data in {band} without sky and the models of others within 1.5 FWHM of the PSF, or the "
+        "circle with half the light where that is larger (at most 20 pixels); good pixels only",
+    ),
+    ("apflux_resid_{band}", "float", "scaled counts", "what of apflux_{band} is not in the source's model"),
+    (
+        "misfit_{band}",
+        "float",
+        "",
+        "what the model misses within 1.5 FWHM in {band}, beyond noise and shifts, as a share of the flux: "
+        "root of the excess of chi-square over that of the model itself",
+    ),
+    (
+        "flags_{band}",
+        "int",
+        "",
+        "what is wrong in {band}, bit mask of tract7dt.fit.flags.BandFlag; 0 for nothing",
+    ),
+)
+
 # %% ../../nbs/00_core/06_columns.ipynb #c008e
 _PSF_COLUMNS = _columns(
     (
@@ -305,7 +349,7 @@ _PSF_COLUMNS = _columns(
         "predicted fractional flux error of a star due to the PSF in {band}",
     ),
 )
-BAND_COLUMNS = _FLUX_COLUMNS + _QUALITY_COLUMNS + _PSF_COLUMNS
+BAND_COLUMNS = _FLUX_COLUMNS + _QUALITY_COLUMNS + _WORTH_COLUMNS + _PSF_COLUMNS
 
 # %% ../../nbs/00_core/06_columns.ipynb #c008c
 FINAL_COLUMNS = _columns(
@@ -313,15 +357,14 @@ FINAL_COLUMNS = _columns(
         "fit_is_reliable",
         "bool",
         "",
-        "no hard problem; where each band was fitted alone: in no band that has data",
+        "no hard flag of the source, and at least two thirds of the bands with data are reliable",
     ),
     ("fit_quality_issues", "text", "", "all problems found, in any band, comma-joined in fixed order"),
     (
         "reliable_{band}",
         "bool",
         "",
-        "no hard problem in {band}: a fit without hard flags, data, and a PSF made from stars or "
-        "given, not an analytic one; at least half of the source's profile on good pixels",
+        "the flux in {band} can be trusted: flags_{band} is 0, and so are the hard flags of the source",
     ),
 )
 
@@ -407,6 +450,7 @@ _ALONE_ORDER = (
     "flag_bound_stalled_which_parameter",
     "fit_status",
     "fit_flags",
+    "fracwindow",
 )
 _SHARED = {column.name: column for column in SOLUTION_COLUMNS}
 ALONE_COLUMNS = tuple(
@@ -426,7 +470,9 @@ def expand(columns: tuple[Column, ...], bands) -> list[Column]:
 def fit_columns(bands, together: bool = True) -> list[Column]:
     "Columns that a patch fit adds, in file order; bands fitted `together`, or each alone and then sorted."
     if together:
-        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS, bands) + expand(BAND_COLUMNS, bands)
+        return expand(PATCH_COLUMNS + SOLUTION_COLUMNS + GRADIENT_COLUMNS, bands) + expand(
+            BAND_COLUMNS, bands
+        )
     return expand(PATCH_COLUMNS, bands) + expand(ALONE_COLUMNS, sorted(bands))
 
 
@@ -447,6 +493,7 @@ def result_columns(bands) -> list[Column]:
         STATE_COLUMNS,
         PATCH_COLUMNS,
         SOLUTION_COLUMNS,
+        GRADIENT_COLUMNS,
         BAND_COLUMNS,
         ALONE_COLUMNS,
         FINAL_COLUMNS,

@@ -15,6 +15,7 @@ from ..core.geometry import cell_index
 from .model import NO_FIXED, BandPSF, empty_stars, polynomial_terms
 from .neighbours import Neighbours, refit, settle
 from .profile import GRID_HALF, LNF, leading_modes, offsets, taper
+from .scatter import profile_error, shape_scatter, star_residuals
 from tract7dt.epsf.solve import (
     AMPLITUDES,
     MIN_STARS,
@@ -79,6 +80,12 @@ class StarReport:
     resid_rms: np.ndarray  # its scatter
     norm: np.ndarray  # mean residual within 8 px, sigma
     norm_rms: np.ndarray  # its scatter
+    good: np.ndarray  # pixels of the middle that count [N, m, m]
+    around: np.ndarray  # light of neighbours there [N, m * m], counts
+
+    def take(self, rows) -> "StarReport":
+        "On some of the stars."
+        return StarReport(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @property
     def change(self) -> np.ndarray:
@@ -239,7 +246,7 @@ def finish_band(
         stars=empty_stars(),
         warnings=notes,
     )
-    return BandFit(psf, used, report)
+    return BandFit(with_errors(psf, stars.take(used), report.take(used)), used, report)
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007i
 def report_stars(
@@ -266,9 +273,8 @@ def report_some(
     state = start_state(stars.stamps, stars.flux, stars.neighbours.columns)
     state, stamps, around = settle(stars.stamps.window(NARROW), stars.neighbours, theta, grid, step, state)
     inner = stamps.window(INFO_HALF)
-    info = information(
-        inner, theta, grid, step, state, inner_light(around, stamps.half, inner.half), parameters=3
-    )
+    near = inner_light(around, stamps.half, inner.half)
+    info = information(inner, theta, grid, step, state, near, parameters=3)
     return StarReport(
         state.flux,
         state.dx,
@@ -278,6 +284,24 @@ def report_some(
         info.h,
         info.g,
         **residual_numbers(stamps, theta, grid, step, state, around),
+        good=inner.good,
+        around=near,
+    )
+
+# %% ../../nbs/05_epsf/08_band_fit.ipynb #err02
+def with_errors(
+    psf: BandPSF,  # of the band
+    stars: BandStars,  # those that it was made of
+    report: StarReport,  # on them
+) -> BandPSF:
+    "The PSF with the errors of its profile and of its shape, as single stars show them."
+    stamps = replace(stars.stamps.window(INFO_HALF), good=report.good)
+    nobody = np.zeros((len(stars), 0))
+    state = StarState(report.flux, report.dx, report.dy, report.sky, nobody)
+    theta = psf.thetas(stamps.x, stamps.y)
+    seen = star_residuals(stamps, theta, psf.grid, psf.residual_step, state, report.around)
+    return replace(
+        psf, profile_error=profile_error(seen, stars.snr), shape_scatter=shape_scatter(seen.change, seen.cov)
     )
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007j

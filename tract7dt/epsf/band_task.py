@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #imports
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,10 @@ from tract7dt.epsf.selection import (
 )
 from .solve import MIN_STARS, fit_core, start_values
 from .source_list import BandFrame, SourceList, background_mesh, inside_frame
-from .star_fit import start_state
+from .star_fit import StarStamps, StarState, start_state
 from .width import MAX_WIDTHS, card_disagrees, card_words, measured_width, widths_of
+from ..fit.engine import fit as fit_sources
+from ..fit.problem import BandData, FitProblem, Kind, PixelPSF, Sources
 from ..inputs.band import Band, MaskBit
 from ..tile.background import subtract_background
 
@@ -156,6 +158,7 @@ def saturation_told(band: Band, saturation: Saturation) -> tuple[str, ...]:
     return (saturation_words(saturation, band.sky_sigma),) if saturation else ()
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #q002
+ERROR_OF_PLACE = 0.6  # of a place along an axis, in FWHM over S/N: a Gaussian star on noise of the sky
 QUICK_SOURCES = 150  # the most prominent ones, among which stars are looked for
 QUICK_STARS = 25  # that make a quick core
 QUICK_HALF = 12  # pixels from the middle of their stamps to the edge
@@ -182,7 +185,14 @@ def quick_psf(
     stars, terms = stamps.take(rows), np.ones((len(rows), 1))
     around = np.zeros((len(rows), stars.pixels))
     core = fit_core(stars, terms, start_values(header_core(fwhm), 1), start_state(stars, flux[rows]), around)
-    return replace(analytic_psf(band, frame.image.shape, 1, fwhm), **core_fields(core)), rows
+    psf = replace(analytic_psf(band, frame.image.shape, 1, fwhm), **core_fields(core))
+    return replace(psf, stars=quick_places(stars, core.state, ERROR_OF_PLACE * fwhm / snr[rows])), rows
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #q002b
+def quick_places(stars: StarStamps, state: StarState, error) -> pd.DataFrame:
+    "Where stars were fitted, with errors [N] (pix): x, y, x_fit, y_fit, xy_err as in the list of a band."
+    fitted = dict(x_fit=stars.column + state.dx, y_fit=stars.row + state.dy, xy_err=error)
+    return pd.DataFrame(dict(x=stars.x, y=stars.y, **fitted))
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,7 @@ class StarsSeen:
     fwhm_pix: float | None  # None: it cannot be measured
     saturation: Saturation = NOTHING_FOUND
     stars: int = 0  # that suit a quick PSF, `QUICK_STARS` at most
+    places: pd.DataFrame = field(default_factory=empty_stars)  # theirs, pix of the part that was looked at
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #q003
 QUICK_APERTURE = 1.5  # radius of first fluxes, FWHM
@@ -220,7 +231,7 @@ def stars_in(
         return StarsSeen(fwhm)
     psf, rows = quick
     found = still_saturated(band, frame, sources, flux, psf, rows, NOTHING_FOUND)
-    return StarsSeen(fwhm, found, len(rows))
+    return StarsSeen(fwhm, found, len(rows), psf.stars)
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(
@@ -245,7 +256,8 @@ def fit_task(
         )
         told += saturation_told(band, saturation) + (text,)
         facts = survey.band, shape, settings.epsf_ngrid, survey.fwhm_pix
-        return replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
+        psf = replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
+        return found_places(psf, rows, read_pixels(band, settings).frame, settings) if len(rows) else psf
     frame = read_pixels(band, settings).frame
     stamps = marked(frame, saturation).stamps(
         sources.x[rows], sources.y[rows], rows, settings.cutout_size // 2
@@ -259,7 +271,9 @@ def fit_task(
     psf = with_stacks(fit, stars, settings) if settings.builder == "photutils" else fit.psf
     saturation = still_saturated(band, frame, sources, survey.flux, psf, rows[fit.used], saturation)
     notes = told + psf.warnings + fit_warnings(fit, settings) + saturation_told(band, saturation)
-    return replace(psf, stars=with_report(table, rows, fit), warnings=notes, saturation=saturation)
+    stars = with_places(with_report(table, rows, fit), rows, fit)
+    psf = replace(psf, stars=stars, warnings=notes, saturation=saturation)
+    return psf if psf.source == "native" else found_places(psf, rows[fit.used], frame, settings)
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008a
 UNLISTED = ("not_detected", "not_gaia", "low_snr")  # reasons of sources that are in no list of stars
@@ -346,3 +360,55 @@ def fit_warnings(fit: BandFit, settings) -> tuple[str, ...]:
     if settings.oversamp == 1 and fwhm < UNDERSAMPLED_FWHM:
         notes.append(f"FWHM {fwhm:.2f} pix is undersampled; set epsf.oversamp to 2")
     return tuple(notes)
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place2
+def with_places(table: pd.DataFrame, rows, fit: BandFit) -> pd.DataFrame:
+    "The list with the places of the stars that the PSF suits, as its fit found them."
+    table, kept, report = table.copy(), rows[fit.used], fit.report
+    middle = fit.psf.shape[1] / 2, fit.psf.shape[0] / 2
+    table.loc[kept, "x_fit"] = np.rint(table.loc[kept, "x"]) + report.dx[fit.used]
+    table.loc[kept, "y_fit"] = np.rint(table.loc[kept, "y"]) + report.dy[fit.used]
+    table.loc[kept, "xy_err"] = ERROR_OF_PLACE * fit.psf.fwhm(*middle) / table.loc[kept, "snr"]
+    return table
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place3
+PLACE_HALF = 12  # pixels from the middle of the stamps in which stars are fitted for their places
+
+
+def places_by_stamps(
+    table: pd.DataFrame,  # list of stars of the band
+    rows,  # which of them are fitted
+    frame: BandFrame,  # pixels of the band
+    psf: BandPSF,  # of the band
+    settings,  # the `epsf` section: `final_psf_size`, `oversamp`
+) -> pd.DataFrame:
+    "The list with the places of some stars, each fitted alone with the stamp that patches get there."
+    table, half = table.copy(), PLACE_HALF
+    stamps = frame.stamps(table.loc[rows, "x"].to_numpy(), table.loc[rows, "y"].to_numpy(), rows, half)
+    for k, row in enumerate(rows):
+        x, y = stamps.x[k], stamps.y[k]
+        pixels = psf.stamp(x, y, settings.final_psf_size, settings.oversamp)
+        band = BandData(
+            psf.band,
+            stamps.data[k],
+            stamps.good[k] / stamps.sky_sigma[k] ** 2,
+            PixelPSF(pixels, settings.oversamp),
+            stamps.gain,
+        )
+        start = x - stamps.column[k] + half, y - stamps.row[k] + half
+        found = fit_sources(FitProblem((band,), Sources([Kind.STAR], *start)))
+        if found.converged[0]:
+            table.loc[row, "x_fit"] = found.x[0] - half + stamps.column[k]
+            table.loc[row, "y_fit"] = found.y[0] - half + stamps.row[k]
+            table.loc[row, "xy_err"] = max(found.x_err[0], found.y_err[0])
+    return table
+
+# %% ../../nbs/05_epsf/11_band_task.ipynb #place4
+def found_places(
+    psf: BandPSF,  # of the band, not by our solver
+    rows,  # its stars, rows of its list
+    frame: BandFrame,  # pixels of the band
+    settings,  # the `epsf` section of the configuration
+) -> BandPSF:
+    "A PSF with the places that it gives its stars."
+    return replace(psf, stars=places_by_stamps(psf.stars, rows, marked(frame, psf.saturation), psf, settings))

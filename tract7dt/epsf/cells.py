@@ -103,6 +103,20 @@ def in_words(value, form: str, factor: float = 1.0) -> str:
     "A number as text, a dash where there is none."
     return "–" if value is None or value != value else form.format(factor * value)
 
+# %% ../../nbs/05_epsf/13_cells.ipynb #err01
+def scatter_lines(band: dict) -> list[tuple[str, str]]:
+    "How far single stars are from the PSF of a band, as text; nothing for records of older versions."
+    if "profile_error" not in band:
+        return []
+    lnf, e1, e2 = np.sqrt(np.diag(np.asarray(band["shape_scatter"], float)))
+    return [
+        (
+            "single stars",
+            f"a pixel is off by {100 * band['profile_error']:.1f} % of its light, the FWHM scatters by "
+            f"{100 * lnf:.1f} %, the ellipticity by ({e1:.3f}, {e2:.3f})",
+        )
+    ]
+
 # %% ../../nbs/05_epsf/13_cells.ipynb #c006b
 def quality_lines(meta: dict) -> list[tuple[str, str]]:
     "The quality numbers of a record (`vars` of a `CellMeta`, or a `meta.json`), a name and a text each."
@@ -120,7 +134,7 @@ def quality_lines(meta: dict) -> list[tuple[str, str]]:
         ),
         ("chi-square of the cores", in_words(meta["chi2_core_median"], "{:.2f}")),
         ("residual in the core", f"{in_words(meta['core_resid'], '{:+.2f}', 100)} % of the peak"),
-    ]
+    ] + scatter_lines(meta["band_model"])
     return (
         lines
         + [("red line", text) for text in meta["red_lines"]]
@@ -346,6 +360,9 @@ def band_numbers(psf: BandPSF) -> dict[str, object]:
         "coef": psf.coef,
         "coef_cov": psf.coef_cov,
         "tau": psf.tau,
+        "profile_error": psf.profile_error,
+        "shape_scatter": psf.shape_scatter,
+        "position_scatter": psf.position_scatter,
         "nstars": psf.nstars,
         "rejected_fraction": psf.rejected_fraction,
         "warnings": psf.warnings,

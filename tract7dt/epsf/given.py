@@ -16,7 +16,7 @@ from ..core.errors import UserError, not_read
 from ..core.geometry import Cell, make_cells
 from ..core.reading import quiet
 from ..core.stamps import centre_crop, growth_radii
-from .model import BandPSF, analytic_psf
+from .model import PROFILE_ERROR, SHAPE_SCATTER, BandPSF, analytic_psf
 from .profile import FWHM_R50
 from ..inputs.fits import READ_ERRORS
 from ..workdir.layout import psf_file
@@ -89,4 +89,6 @@ def given_psf(
         source="given",
         fixed=np.array(stamps),
         fixed_index=index,
+        profile_error=PROFILE_ERROR,
+        shape_scatter=SHAPE_SCATTER.copy(),
     )

@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..core.stamps import VERDICT_NAMES
 from .cells import CellPSF
 from .model import BandPSF
+from .registration import Registration
 from .source_list import SourceList
 
 # %% ../../nbs/05_epsf/15_grid.ipynb #c011b1
@@ -67,6 +68,7 @@ class EPSFGrid(Card):
     cells: tuple[CellPSF, ...]  # a stamp and its record for each band and active cell, sorted
     failures: tuple[BandFailure, ...]  # bands without a model
     sources: SourceList | None = None  # what stars and neighbours were chosen from; None with given PSFs
+    registration: Registration | None = None  # of the bands; None: not asked for, or with given PSFs
 
     def cell(self, band: str, tag: str) -> CellPSF:
         "The product of a band and a cell."

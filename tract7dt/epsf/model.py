@@ -30,6 +30,7 @@ from tract7dt.epsf.profile import (
     image_fwhm,
     offsets,
 )
+from .registration import NOT_REGISTERED, BandRegistration, registration_from, registration_table
 from ..workdir.layout import Layout
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c007
@@ -83,6 +84,10 @@ NOTHING_FOUND = Saturation()  # where nobody asked, or nobody is saturated
 # %% ../../nbs/05_epsf/01_model.ipynb #c010
 NO_FIXED = np.zeros((0, 1, 1))  # `BandModel.fixed` where no cell has a stamp of its own
 
+# %% ../../nbs/05_epsf/01_model.ipynb #err02
+PROFILE_ERROR = 0.02  # of a PSF whose stars were not asked, over the light of a star in a pixel
+SHAPE_SCATTER = np.diag([0.02, 0.01, 0.01]) ** 2  # and the covariance of ln FWHM, e1, e2 of its stars
+
 # %% ../../nbs/05_epsf/01_model.ipynb #c010a
 @dataclass(frozen=True)
 class BandModel:
@@ -111,6 +116,10 @@ class BandModel:
     stars: pd.DataFrame = field(repr=False)  # every candidate, with the reason why it was not used
     warnings: tuple[str, ...] = ()
     saturation: Saturation = NOTHING_FOUND
+    profile_error: float = PROFILE_ERROR  # scatter of a star's pixel beyond its noise, over its light there
+    shape_scatter: np.ndarray = field(default_factory=SHAPE_SCATTER.copy)  # of stars' ln FWHM, e1, e2 [3, 3]
+    position_scatter: float = 0.0  # of stars' places against those in other bands, along an axis, pix
+    registration: BandRegistration = NOT_REGISTERED
 
     @property
     def degree(self) -> int:
@@ -245,6 +254,18 @@ def stamp_gradient(
 
     return np.stack([change(reach[0], 0.0), change(0.0, reach[1])])
 
+# %% ../../nbs/05_epsf/01_model.ipynb #err04
+def shape_slopes(
+    theta,  # numbers of the core [5]
+    stamp: np.ndarray,  # the PSF there [n, n]
+    oversamp: int,  # its samples per pixel and axis
+) -> np.ndarray:
+    "Change [3, n, n] of a stamp per unit of ln FWHM, e1 and e2, that of its core."
+    side = len(stamp)
+    x, y = (part / oversamp for part in offsets(side // 2))
+    slopes = core(theta, x, y)[1][BY_LNF : BY_LNF + 3].reshape(3, side, side)
+    return slopes - stamp * (slopes.sum(axis=(1, 2)) / stamp.sum())[:, None, None]
+
 # %% ../../nbs/05_epsf/01_model.ipynb #c013
 def flux_slopes(
     theta,  # numbers of the core [5]
@@ -305,6 +326,7 @@ class BandPSF(BandStamps):
 ANALYTIC_BETA = 3.0  # exponent of a PSF of which only the seeing is known
 ANALYTIC_WIDE = 0.04  # share of its wide part
 ANALYTIC_ERRORS = [0.1, 0.05, 0.05, 0.5, 0.06]  # 1-sigma guesses for its five numbers
+ANALYTIC_PROFILE = 0.1  # error of its profile, over the light of a star in a pixel
 STAR_COLUMNS = {  # of the list of stars, with their types
     "x": "f8",  # position in the working frame, pix
     "y": "f8",
@@ -322,6 +344,9 @@ STAR_COLUMNS = {  # of the list of stars, with their types
     "resid_rms": "f8",  # its scatter
     "norm": "f8",  # mean residual within 8 pix, in sigma
     "norm_rms": "f8",  # its scatter
+    "x_fit": "f8",  # place as its band shows it, with the PSF that the fit takes, pix
+    "y_fit": "f8",
+    "xy_err": "f8",  # 1-sigma error of both, pix
     "accepted": "bool",
     "reason": "U16",  # why it was not used
 }
@@ -365,6 +390,8 @@ def analytic_psf(
         rejected_fraction=0.0,
         stars=empty_stars() if stars is None else stars,
         warnings=tuple(warnings),
+        profile_error=ANALYTIC_PROFILE,
+        shape_scatter=np.diag(ANALYTIC_ERRORS[:3]) ** 2,
     )
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022
@@ -381,7 +408,12 @@ HEADER_CARDS = {  # numbers of the model and their keywords
     "nstars": "NSTARS",
     "rejected_fraction": "REJFRAC",
 }
+ERROR_CARDS = {  # errors of single stars and their keywords; models of older versions have none
+    "profile_error": "PROFERR",
+    "position_scatter": "POSSCAT",
+}
 IMAGES = ("coef_cov", "residual", "fixed")  # arrays of the model that become image extensions
+ERROR_IMAGES = ("shape_scatter",)  # the same of errors of single stars
 
 # %% ../../nbs/05_epsf/01_model.ipynb #sat04
 SATURATION_CARDS = {  # numbers of `Saturation`, their keywords and what they mean
@@ -411,13 +443,25 @@ def saturation_in(hdus: fits.HDUList) -> Saturation:
     rows = () if discs is None else zip(*(map(float, discs[name]) for name in ("x", "y", "radius")))
     return Saturation(**known, discs=tuple(rows))
 
+# %% ../../nbs/05_epsf/01_model.ipynb #err05
+def errors_in(hdus: fits.HDUList) -> dict[str, Any]:
+    "What a file tells of the errors of single stars; nothing if it was made before they were asked."
+    header = hdus[0].header
+    numbers = {name: header[card] for name, card in ERROR_CARDS.items() if card in header}
+    return numbers | {name: native(hdus[name].data) for name in ERROR_IMAGES if name in hdus}
+
+
+def native(array) -> np.ndarray:
+    "An array in the byte order of this machine."
+    return np.array(array, dtype=np.asarray(array).dtype.newbyteorder("="))
+
 # %% ../../nbs/05_epsf/01_model.ipynb #c022a
 def to_hdus(psf: BandPSF) -> fits.HDUList:
     "The model as FITS extensions."
     primary = fits.PrimaryHDU()
     primary.header["PRODUCT"] = PRODUCT
     primary.header["HEIGHT"], primary.header["WIDTH"] = psf.shape
-    for name, card in HEADER_CARDS.items():
+    for name, card in (HEADER_CARDS | ERROR_CARDS).items():
         primary.header[card] = getattr(psf, name)
     primary.header.update(saturation_cards(psf.saturation))
     terms = Table(
@@ -440,8 +484,9 @@ def to_hdus(psf: BandPSF) -> fits.HDUList:
         "STARS": star_table(psf.stars),
         "WARNINGS": warnings,
         "DISCS": disc_table(psf.saturation),
+        "OFFSET": registration_table(psf.registration),
     }
-    images = [fits.ImageHDU(getattr(psf, name), name=name.upper()) for name in IMAGES]
+    images = [fits.ImageHDU(getattr(psf, name), name=name.upper()) for name in (*IMAGES, *ERROR_IMAGES)]
     return fits.HDUList(
         [primary, *images, *(fits.BinTableHDU(table, name=name) for name, table in tables.items())]
     )
@@ -452,11 +497,6 @@ def star_table(stars: pd.DataFrame) -> Table:
     return Table({name: stars[name].to_numpy(dtype=kind) for name, kind in STAR_COLUMNS.items()})
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022b
-def native(array) -> np.ndarray:
-    "An array in the byte order of this machine."
-    return np.array(array, dtype=np.asarray(array).dtype.newbyteorder("="))
-
-
 def from_hdus(hdus: fits.HDUList) -> BandPSF:
     "The model in FITS extensions written by `to_hdus`."
     header = hdus[0].header
@@ -477,6 +517,8 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         stars=pd.DataFrame({name: native(stars[name]).astype(kind) for name, kind in STAR_COLUMNS.items()}),
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]),
         saturation=saturation_in(hdus),
+        **errors_in(hdus),
+        registration=registration_from(hdus["OFFSET"], (header["HEIGHT"], header["WIDTH"])),
     )
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022c

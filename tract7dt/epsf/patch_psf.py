@@ -17,7 +17,7 @@ from ..core.geometry import make_cells
 from ..core.reading import Damaged, damaged, reading
 from ..core.stamps import centre_crop
 from ..core.writing import atomic_path, fingerprint
-from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf
+from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf, shape_slopes
 from .solve import MIN_STARS
 from ..fit.gaussian_psf import hybrid_psf, mixture_psf
 from ..fit.problem import BandOffset, PixelPSF, PSFError
@@ -149,6 +149,17 @@ def in_form(psf: PatchPSF, settings, kept: Path | None) -> PatchPSF:
         )
     return psf
 
+# %% ../../nbs/05_epsf/12_patch_psf.ipynb #err02
+def with_error(
+    psf: PatchPSF,  # in its final form
+    model: BandPSF,  # that knows the errors
+    theta,  # numbers of the core there [5]
+) -> PatchPSF:
+    "The PSF with the errors of single stars."
+    slopes = shape_slopes(theta, psf.stamp, psf.oversamp)
+    error = PSFError(model.profile_error, model.shape_scatter, slopes, model.position_scatter)
+    return replace(psf, error=error)
+
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c015
 def header_fwhm(fwhm_pix: float | None, default_fwhm_pix: float) -> float:
     "The header's seeing in pixels, or the default where the header has none."
@@ -200,7 +211,7 @@ def analytic_answer(
     stamp = fallback_stamp(fwhm, cfg.patch_run, cfg.moffat_psf, cfg.epsf.oversamp)
     like = replace(analytic_psf("", (2, 2), 1, fwhm), ln_beta=float(np.log(beta - 1)), wide=0.0)
     error = like.eps_pred(0, 0)
-    return PatchPSF(
+    answer = PatchPSF(
         stamp,
         cfg.epsf.oversamp,
         "analytic",
@@ -211,6 +222,7 @@ def analytic_answer(
         path.exists(),
         cfg.patch_run.psf_fallback_model,
     )
+    return with_error(answer, like, like.theta(0, 0))
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017
 IN_MEMORY = Path("in memory")  # stands for the file of a model that has none
@@ -291,6 +303,12 @@ def model_answer(
         saturation=model.saturation,
     )
 
+# %% ../../nbs/05_epsf/12_patch_psf.ipynb #reg1
+def registered(answer: PatchPSF, model: BandPSF) -> PatchPSF:
+    "The PSF with what is known of where its band lies."
+    known = model.registration
+    return replace(answer, offset=known.offset, error=replace(answer.error, position=known.scatter))
+
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017d
 def psf_of_model(
     model: BandPSF | None,  # None: the band has none
@@ -310,11 +328,12 @@ def psf_of_model(
     if model.source == "analytic":
         found = stars_found(model)
         answer = analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least))
-        return replace(answer, nstars_used=found, saturation=model.saturation)
+        return registered(replace(answer, nstars_used=found, saturation=model.saturation), model)
     if cfg.epsf.evaluate_at == "cell" or cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         (x, y), reach = cell_centre(model, cell_tag), None
     kept = None if layout is None else layout.gaussian_mixture(model.band, cell_tag)
-    return in_form(model_answer(model, layout, cell_tag, x, y, reach, cfg), cfg.patch_run, kept)
+    answer = in_form(model_answer(model, layout, cell_tag, x, y, reach, cfg), cfg.patch_run, kept)
+    return registered(with_error(answer, model, model.theta(x, y, least)), model)
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017e
 def psf_for_patch(

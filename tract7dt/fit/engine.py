@@ -13,26 +13,20 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from tract7dt.fit.flags import (
-    BLENDED_RATIO,
-    DEGENERATE_RATIO,
-    SKY_ELSEWHERE,
-    FitFlag,
-    FitStatus,
-    is_negative,
-    runaways,
-)
+from .flags import BLENDED_RATIO, DEGENERATE_RATIO, SKY_ELSEWHERE, FitFlag, FitStatus, is_negative
 from .footprints import Footprint, Pixels, image_products, plan_footprints, rough_sky, unmodelled
 from .normal import Plan, excess_variance, modelled_light
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
-from .render import Window
+from .render import G, L, Window
 from .shapes import catalog_from_native
 from .steps import limits_reached
 from .subfields import join, make_subfields, subfield_footprints, subfield_problem
 from .uncertainty import Errors, Quality, measure_errors, measure_quality, parameter_errors
+from .verdict import with_verdict
 from .warm_start import warm_start
+from .worth import Measured, Worth, end_of_fit, measure_worth, own_models
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c010
 def fit_status(
@@ -78,25 +72,36 @@ def hide_unseen(
     flux, flux_cond = (np.where(unseen, np.inf, error) for error in (errors.flux, errors.flux_cond))
     return replace(errors, flux=flux, flux_cond=flux_cond)
 
-# %% ../../nbs/06_fit/17_engine.ipynb #astrayc
-GAUSSIAN_WIDTH = np.sqrt(2 * np.log(2) / np.pi)  # FWHM of a Gaussian over the root of its effective area
-
 # %% ../../nbs/06_fit/17_engine.ipynb #astray
-def has_run_away(problem: FitProblem, start: Start, outcome: Outcome) -> np.ndarray:
-    "Galaxies that have grown beyond what their start values and the PSF make believable, bool [S]."
-    psf = outcome.plan.pixels.mean_psf
-    area = np.sum(psf.stamp) ** 2 / np.sum(psf.stamp**2) / psf.oversampling**2
-    ended, began = (catalog_from_native(*theta[:, 2:5].T)[0] for theta in (outcome.state.theta, start.theta))
-    judged = (problem.sources.kind != Kind.STAR) & ~problem.sources.re_guessed
-    return judged & runaways(ended, began, GAUSSIAN_WIDTH * np.sqrt(area))
-
-
 def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:
     "Whether, in any band whose sky has a prior, a free sky would be far from 0."
     good = np.count_nonzero(plan.pixels.weight, axis=(1, 2))
     inverse_error = np.sqrt(plan.pixels.sky_sky / np.maximum(good, 1))
     held = np.isfinite([band.sky_prior for band in problem.bands])
     return bool(np.any(held & (np.abs(sky_free) * inverse_error > SKY_ELSEWHERE)))
+
+# %% ../../nbs/06_fit/17_engine.ipynb #worth
+def final_worth(problem: FitProblem, outcome: Outcome, errors: Errors) -> Worth:
+    "What the fluxes are worth at the final state."
+    plan, state = outcome.plan, outcome.state
+    x, y = state.theta[:, :2].T
+    radius = np.where(plan.kind == Kind.STAR, 0, np.exp(state.theta[:, L]))
+    found = Measured(x, y, radius, state.flux, errors.flux_cond)
+    return measure_worth(problem, end_of_fit(problem, plan, state), found, own_models(plan, state))
+
+# %% ../../nbs/06_fit/17_engine.ipynb #window
+LOST = 0.05  # share of the light outside the window, above which it is too small
+LOST_ERRORS = 5.0  # and the same in errors of the flux
+
+
+def window_too_small(fracwindow, flux, error) -> np.ndarray:
+    "Sources whose window misses light that would be seen in most bands with data, bool [S]."
+    share = np.nan_to_num(fracwindow)[:, None]
+    known = np.isfinite(flux) & np.isfinite(error)
+    seen = (
+        (share > LOST) & known & (share * np.where(known, flux, 0) > LOST_ERRORS * np.where(known, error, 1))
+    )
+    return 2 * np.count_nonzero(seen, axis=1) > np.count_nonzero(known, axis=1)
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
@@ -107,7 +112,6 @@ def raise_flags(
     at_bound,  # names of the limits that each source reached
     errors: Errors,  # of fluxes, positions and shapes
     quality: Quality,  # what was seen of each source
-    ignored,  # pixels of unmodelled light, bool [H, W]
 ) -> np.ndarray:
     "Flag bits of each source, int [S]."
     height, width = problem.shape
@@ -125,12 +129,9 @@ def raise_flags(
         & ((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)),
         FitFlag.MOSTLY_MASKED: ~lost & ((quality.fracmasked > 0.5) & ~missing).any(axis=1),
         FitFlag.START_CLIPPED: start.clipped,
-        FitFlag.NEAR_UNMODELLED: np.array(
-            [ignored[f.window.slices].any() for f in outcome.plan.footprints], bool
-        ),
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
         FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(outcome.state.flux, errors.flux).any(axis=1),
-        FitFlag.RUNAWAY: ~lost & has_run_away(problem, start, outcome),
+        FitFlag.WINDOW_TOO_SMALL: ~lost & window_too_small(quality.lost, outcome.state.flux, errors.flux),
         FitFlag.SKY_ELSEWHERE: sky_elsewhere(problem, outcome.plan, errors.sky_free),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
@@ -152,6 +153,15 @@ def parameter_columns(
     out |= {name: np.where(lost & ~np.isnan(values), np.inf, values) for name, values in sigma.items()}
     given = status == FitStatus.FAILED
     return out | {name: np.where(given, getattr(problem.sources, name), out[name]) for name in ("x", "y")}
+
+# %% ../../nbs/06_fit/17_engine.ipynb #gradcols
+def gradient_columns(outcome: Outcome, errors: Errors, status) -> dict[str, Any]:
+    "How radii change with wavelength, and the errors, where that was fitted; NaN elsewhere, [S]."
+    fitted = outcome.plan.free[:, G] & ~np.isin(status, (FitStatus.FAILED, FitStatus.NO_DATA))
+    values = outcome.state.theta[:, G], np.sqrt(np.maximum(errors.parameters[:, G, G], 0))
+    return {
+        name: np.where(fitted, value, np.nan) for name, value in zip(("gradient", "gradient_err"), values)
+    }
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c017
 def flux_columns(outcome: Outcome, errors: Errors, quality: Quality) -> dict[str, Any]:
@@ -183,7 +193,7 @@ def assemble(
     excess = excess_variance(problem, outcome.plan, modelled_light(outcome.plan, outcome.state))
     ignored = ignored_pixels(outcome.plan, problem)
     errors = measure_errors(problem, outcome, excess)
-    quality = measure_quality(outcome, errors.flux_cond, excess, shown)
+    quality = measure_quality(outcome, errors.flux_cond, excess, shown, problem.options.open_sides)
     errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
@@ -195,10 +205,11 @@ def assemble(
     residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),
+        **gradient_columns(outcome, errors, status),
         **fluxes,
         flux_cov=errors.flux_cov,
         source_sky=np.tile(fluxes["sky"], (len(status), 1)),
-        flags=raise_flags(problem, start, outcome, status, at_bound, errors, quality, ignored),
+        flags=raise_flags(problem, start, outcome, status, at_bound, errors, quality),
         status=status,
         niters=outcome.niters,
         last_dlnp=outcome.gain,
@@ -207,6 +218,8 @@ def assemble(
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
         ignored=ignored,
+        fracwindow=quality.lost,
+        worth=final_worth(problem, outcome, errors),
     )
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c020
@@ -220,9 +233,9 @@ def begin_at(
     problem: FitProblem,  # bands, sources and options
     plan: Plan,  # sources with their footprints, and which parameters are free
     rules: Rules,  # limits and priors
-    theta,  # start parameters, [S, 6]
+    theta,  # start parameters, [S, P]
 ) -> np.ndarray:
-    "Parameters [S, 6] at which the iterations begin: those after the warm start, or `theta` itself."
+    "Parameters [S, P] at which the iterations begin: those after the warm start, or `theta` itself."
     options, worthwhile = problem.options, len(problem.bands) >= MANY_BANDS and plan.free.any()
     if options.warm_start and options.max_iters and worthwhile:
         return warm_start(plan, rules, theta)
@@ -297,7 +310,9 @@ def in_counts(result: FitResult, unit: float) -> FitResult:
     "The result of a problem in a unit of `unit` scaled counts, in scaled counts."
     names = ("flux", "flux_err", "flux_err_cond", "sky", "sky_err", "sky_free", "source_sky", "model")
     covariance = None if result.flux_cov is None else result.flux_cov * unit**2
-    return replace(result, flux_cov=covariance, **{name: getattr(result, name) * unit for name in names})
+    worth = None if result.worth is None else result.worth.scaled(unit)
+    scaled = {name: getattr(result, name) * unit for name in names}
+    return replace(result, flux_cov=covariance, worth=worth, **scaled)
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c032
 def fit(problem: FitProblem) -> FitResult:
@@ -318,10 +333,11 @@ def fit(problem: FitProblem) -> FitResult:
         ignored = unmodelled(pixels, prints, rough[0]) if use else np.zeros(problem.shape, bool)
         if len(prints) <= problem.options.max_group:
             pixels = pixels.without(ignored) if ignored.any() else pixels
-            return fit_planned(problem, pixels, prints, rough, np.ones(len(prints), bool))
+            result = fit_planned(problem, pixels, prints, rough, np.ones(len(prints), bool))
+            return with_verdict(problem, result)
         cubes = pixels.cubes
         del pixels
-        return fit_in_subfields(problem, prints, rough, cubes, ignored)
+        return with_verdict(problem, fit_in_subfields(problem, prints, rough, cubes, ignored))
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c047
 def fit_bands(problem: FitProblem) -> list[FitResult]:

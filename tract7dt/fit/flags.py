@@ -26,8 +26,8 @@ class FlagInfo:
 FLAGS = (
     FlagInfo("excluded", True, "not fitted: outside the crop or saturated"),
     FlagInfo("no_fit_result", True, "should have been fitted, but there is no result"),
-    FlagInfo("hit_max_iters", True, "the iterations ran out before this source converged"),
-    FlagInfo("bound_stalled", True, "a parameter ended at one of its limits"),
+    FlagInfo("hit_max_iters", False, "the iterations ran out before this source converged"),
+    FlagInfo("bound_stalled", False, "a parameter ended at one of its limits"),
     FlagInfo("bright_mask", True, "start position on the mask of a bright source"),
     FlagInfo("not_converged", False, "not converged, for another reason than the number of iterations"),
     FlagInfo("all_psf_fallback", False, "no band had a usable ePSF; fitted with fallback PSFs only"),
@@ -40,7 +40,7 @@ FLAGS = (
     ),
     FlagInfo(
         "degenerate",
-        False,
+        True,
         "some flux can hardly be told from a neighbour's or from the sky: "
         "marginal error more than 30 times the conditional one (duplicates, for example)",
     ),
@@ -54,7 +54,7 @@ FLAGS = (
     FlagInfo(
         "near_unmodelled",
         False,
-        "bright light that belongs to no source in the list was found within its footprint and ignored",
+        "light that belongs to no source in the list changes a flux by more than 3 errors and 5 %",
     ),
     FlagInfo(
         "blended",
@@ -81,7 +81,7 @@ FLAGS = (
     FlagInfo(
         "runaway",
         True,
-        "the fitted radius is more than 3 times the start value and the PSF's width: "
+        "the fitted radius is more than 4 times the start value and 1.3 times the PSF's width: "
         "light of something else, or of the sky, was taken for the source's",
     ),
     FlagInfo(
@@ -183,20 +183,8 @@ DEGENERATE_RATIO = 30.0  # marginal over conditional flux error above which flux
 BLENDED_RATIO = 4.0  # the same above which the division of the light depends on both shapes
 
 # %% ../../nbs/06_fit/00_flags.ipynb #astray
-GROWN = 3.0  # fitted radius over that of the start above which a source has run away
-LEAST_START = 0.5  # pixels, the least radius of a start that counts
-WIDE = 1.0  # width of the PSF above which a radius may have run away
 NEGATIVE = -5.0  # flux over its error below which it is no flux
 SKY_ELSEWHERE = 0.3  # how far a free sky may be from a held one, in noise of a pixel
-
-
-def runaways(
-    re,  # fitted radii, NaN for stars, pixels, [S]
-    start,  # those of the start values, pixels, [S]
-    fwhm: float,  # of the PSF, pixels
-) -> np.ndarray:
-    "Sources that have run away, bool [S]."
-    return (re > GROWN * np.maximum(start, LEAST_START)) & (re > WIDE * fwhm)
 
 
 def is_negative(flux, error) -> np.ndarray:

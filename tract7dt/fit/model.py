@@ -20,7 +20,7 @@ from .render import Window, X, Y, render_stack
 
 # %% ../../nbs/06_fit/18_model.ipynb #c010b1
 def final_plan(problem: FitProblem, theta: np.ndarray) -> Plan:
-    "Plan with the footprints that a fit of a problem ends with when it ends at `theta` [S, 6]."
+    "Plan with the footprints that a fit of a problem ends with when it ends at `theta` [S, P]."
     pixels = Pixels.of(problem)
     rough = rough_sky(pixels)
     footprints = plan_footprints(problem, pixels, Start.of(problem.sources), *rough)
@@ -41,7 +41,7 @@ class Scene:
     "Fitted sources as they are to be drawn."
 
     kind: np.ndarray  # `Kind` of each source, [S]
-    theta: np.ndarray  # x, y, L, eta1, eta2, n where the fit ended, [S, 6]
+    theta: np.ndarray  # x, y, L, eta1, eta2, n, g where the fit ended, [S, P]
     flux: np.ndarray  # 0 for what is not to be drawn, float32 [S, B]
     begin: np.ndarray  # where the fits began and took the PSF, (x, y) as the PSFs know them, pixels, [S, 2]
     footprints: Sequence[Footprint]  # windows in the coordinates of `theta`
@@ -58,7 +58,7 @@ class Scene:
     def wide(
         cls,
         kind: np.ndarray,  # [S]
-        theta: np.ndarray,  # [S, 6]
+        theta: np.ndarray,  # [S, P]
         flux: np.ndarray,  # float32 [S, B]
         begin: np.ndarray,  # [S, 2]
         pixels: Pixels,  # PSFs of the bands
@@ -73,7 +73,7 @@ class FittedSource:
     "A source as it was fitted."
 
     kind: int  # of `Kind`
-    theta: np.ndarray  # [6] x, y, L, eta1, eta2, n; positions in pixels of the frame that is drawn
+    theta: np.ndarray  # [P] x, y, L, eta1, eta2, n, g; positions in pixels of the frame that is drawn
     flux: np.ndarray  # float32 [B], scaled counts
     begin: (
         np.ndarray | tuple[float, float]
@@ -92,7 +92,8 @@ def add_source(
     if window.empty:
         return
     grid, cube = pixels.cube(footprint.period, source.begin)
-    light = render_stack(source.kind, source.theta, window, grid, cube, profiles=pixels.profiles)
+    how = dict(profiles=pixels.profiles, log_wavelength=pixels.log_wavelength)
+    light = render_stack(source.kind, source.theta, window, grid, cube, **how)
     image[window.within(frame)] += source.flux[:, None, None] * light[:, 0]
 
 # %% ../../nbs/06_fit/18_model.ipynb #c010d

@@ -15,7 +15,7 @@ import numpy as np
 from .footprints import Footprint, Pixels, image_products, overlapping_pairs
 from .linalg import inverse_root
 from .problem import FitProblem
-from .render import Window, render_stack
+from .render import P, Window, render_stack
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c007b
 def flux_priors(problem: FitProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -36,9 +36,9 @@ class Plan:
     pixels: Pixels
     kind: np.ndarray  # `Kind` of each source, [S]
     begin: np.ndarray  # start positions (x, y), where the PSF is taken, pixels, [S, 2]
-    free: np.ndarray  # parameters to fit, bool [S, 6]
+    free: np.ndarray  # parameters to fit, bool [S, P]
     footprints: tuple[Footprint, ...]
-    pairs: np.ndarray  # sources that share pixels, i <= j, each source with itself too, int [P, 2]
+    pairs: np.ndarray  # sources that share pixels, i <= j, each source with itself too, int [pairs, 2]
     flux_mean: np.ndarray  # Gaussian flux priors, [S, B]
     flux_info: np.ndarray  # their information 1 / sigma^2, 0 for none, [S, B]
 
@@ -47,7 +47,7 @@ class Plan:
         cls,
         problem: FitProblem,  # sources and flux priors are read
         pixels: Pixels,  # whitened images and PSFs of all bands
-        free: np.ndarray,  # parameters to fit, bool [S, 6]
+        free: np.ndarray,  # parameters to fit, bool [S, P]
         footprints: Sequence[Footprint],  # one for each source
     ) -> "Plan":
         "Plan of a problem with given free parameters and footprints."
@@ -69,7 +69,7 @@ class Plan:
 # %% ../../nbs/06_fit/10_normal.ipynb #c009
 def source_stack(
     plan: Plan,  # footprints, pairs and free parameters
-    theta: np.ndarray,  # parameters of all sources, [S, 6]
+    theta: np.ndarray,  # parameters of all sources, [S, P]
     s: int,  # the source
     derivatives: bool = True,  # by all its free parameters; else the template alone
 ) -> np.ndarray | None:
@@ -80,9 +80,8 @@ def source_stack(
     grid, cube = plan.pixels.cube(footprint.period, plan.begin[s])
     weight = plan.pixels.weight[footprint.window.slices]
     wanted = np.flatnonzero(plan.free[s]).tolist() if derivatives else ()
-    return render_stack(
-        int(plan.kind[s]), theta[s], footprint.window, grid, cube, wanted, weight, plan.pixels.profiles
-    )
+    how = plan.pixels.profiles, plan.pixels.log_wavelength
+    return render_stack(int(plan.kind[s]), theta[s], footprint.window, grid, cube, wanted, weight, *how)
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c012
 def band_products(left, right) -> np.ndarray:
@@ -110,10 +109,10 @@ def pair_block(
     right: list,  # and for the other; not the same where one is drawn in another way
     k: int,  # the pair
 ) -> np.ndarray:
-    "Products of the stacks of a pair where they overlap; padded, float64 [B, 7, 7]."
+    "Products of the stacks of a pair where they overlap; padded, float64 [B, 1 + P, 1 + P]."
     (i, j), (in_one, in_other) = plan.pairs[k], plan.overlaps[k]
     product = band_products(_flat(left[i], in_one), _flat(right[j], in_other))
-    rows, columns, out = plan.components[i], plan.components[j], np.zeros((len(product), 7, 7))
+    rows, columns, out = plan.components[i], plan.components[j], np.zeros((len(product), 1 + P, 1 + P))
     if rows[-1] < len(rows) and columns[-1] < len(columns):
         out[:, : len(rows), : len(columns)] = product
     else:
@@ -127,8 +126,8 @@ def project(
     image: np.ndarray,  # whitened, [B, H, W]
     s: int,  # the source
 ) -> np.ndarray:
-    "Products of a source's stack with a whitened image, padded, [B, 7]."
-    out = np.zeros((len(image), 7))
+    "Products of a source's stack with a whitened image, padded, [B, 1 + P]."
+    out = np.zeros((len(image), 1 + P))
     if stacks[s] is not None:
         cut = image[plan.footprints[s].window.slices].reshape(len(image), -1, 1)
         out[:, plan.components[s]] = (stacks[s].reshape(*stacks[s].shape[:2], -1) @ cut)[..., 0]
@@ -136,16 +135,16 @@ def project(
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c016
 def project_all(plan, stacks, image) -> np.ndarray:
-    "Products of all stacks with a whitened image, padded, [S, B, 7]."
+    "Products of all stacks with a whitened image, padded, [S, B, 1 + P]."
     return np.array([project(plan, stacks, image, s) for s in range(len(stacks))]).reshape(
-        len(stacks), len(image), 7
+        len(stacks), len(image), 1 + P
     )
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c024
 def linear_matrix(
     plan: Plan,  # footprints, pairs and free parameters
-    gram: np.ndarray,  # blocks of the pairs, [P, B, 7, 7]
-    sky_column: np.ndarray,  # products of stacks and whitened unit sky, [S, B, 7]
+    gram: np.ndarray,  # blocks of the pairs, [pairs, B, 1 + P, 1 + P]
+    sky_column: np.ndarray,  # products of stacks and whitened unit sky, [S, B, 1 + P]
     sky_sky: np.ndarray,  # product of the unit sky with itself, [B]
 ) -> np.ndarray:
     "Products of templates and sky (last row) with each other, [B, S + 1, S + 1]."
@@ -183,7 +182,7 @@ def _linear_gradient(
     plan: Plan,  # footprints, pairs and free parameters
     linear: np.ndarray,  # fluxes and sky, [B, S + 1]
     residual: np.ndarray,  # whitened, [B, H, W]
-    left_over: np.ndarray,  # products of stacks and residual, [S, B, 7]
+    left_over: np.ndarray,  # products of stacks and residual, [S, B, 1 + P]
 ) -> np.ndarray:
     "Right-hand side of the linear system for what `linear` leaves over, [B, S + 1]."
     from_prior = plan.flux_info * (plan.flux_mean - linear[:, :-1].T)
@@ -198,7 +197,7 @@ def best_linear(
     inverse: np.ndarray,  # their inverses, [B, S + 1, S + 1]
     data_column: np.ndarray,  # products of templates and whitened images, [S, B]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Fluxes and sky [B, S + 1], whitened residual [B, H, W], products of stacks and residual [S, B, 7]."
+    "Fluxes and sky [B, S + 1], whitened residual [B, H, W], products of stacks and residual [S, B, 1 + P]."
     right = np.column_stack([data_column.T + (plan.flux_info * plan.flux_mean).T, plan.pixels.sky_data])[
         ..., None
     ]
@@ -223,19 +222,19 @@ def template_sum(window: Window, stack: np.ndarray, image: np.ndarray) -> np.nda
 class State:
     "Linear solution at one set of non-linear parameters."
 
-    theta: np.ndarray  # [S, 6]
+    theta: np.ndarray  # [S, P]
     stacks: list  # of each source, float32 [B, 1 + free, nY, nX], or None
-    pairs: np.ndarray  # of the plan, int [P, 2]
-    gram: np.ndarray  # padded products of the stacks of each pair, [P, B, 7, 7]
-    sky_column: np.ndarray  # products of stacks and whitened unit sky, [S, B, 7]
+    pairs: np.ndarray  # of the plan, int [pairs, 2]
+    gram: np.ndarray  # padded products of the stacks of each pair, [pairs, B, 1 + P, 1 + P]
+    sky_column: np.ndarray  # products of stacks and whitened unit sky, [S, B, 1 + P]
     data_column: np.ndarray  # products of templates and whitened images, [S, B]
     root: np.ndarray  # R, with inverse = R^T R, [B, S + 1, S + 1]
     inverse: np.ndarray  # of the normal matrices of fluxes and sky, their covariance, [B, S + 1, S + 1]
     linear: np.ndarray  # fluxes and sky, [B, S + 1]
     residual: np.ndarray  # whitened data minus model, float32 [B, H, W]
-    left_over: np.ndarray  # products of stacks and residual, [S, B, 7]
+    left_over: np.ndarray  # products of stacks and residual, [S, B, 1 + P]
     chi2: float  # with priors on fluxes and sky
-    linearised_at: np.ndarray  # parameters at which the derivatives in the stacks were made, [S, 6]
+    linearised_at: np.ndarray  # parameters at which the derivatives in the stacks were made, [S, P]
 
     @property
     def flux(self) -> np.ndarray:
@@ -249,7 +248,7 @@ class State:
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c032
 def _kept_pairs(plan, base, count) -> tuple[np.ndarray, np.ndarray]:
-    "Which pairs of the plan the base has blocks for, bool [P], and where they are in the base."
+    "Which pairs of the plan the base has blocks for, bool [pairs], and where they are in the base."
     old, new = (pairs[:, 0] * count + pairs[:, 1] for pairs in (base.pairs, plan.pairs))
     place = np.minimum(np.searchsorted(old, new), max(len(old) - 1, 0))
     return (old[place] == new if len(old) else np.zeros(len(new), bool)), place
@@ -263,8 +262,8 @@ def _blocks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Pair blocks, sky and data columns, taken from `base` where nothing moved."
     bands, count = len(plan.pixels.weight), len(stacks)
-    gram = np.zeros((len(plan.pairs), bands, 7, 7))
-    sky_column = np.zeros((count, bands, 7)) if base is None else base.sky_column.copy()
+    gram = np.zeros((len(plan.pairs), bands, 1 + P, 1 + P))
+    sky_column = np.zeros((count, bands, 1 + P)) if base is None else base.sky_column.copy()
     data_column = np.zeros((count, bands)) if base is None else base.data_column.copy()
     todo = moved[plan.pairs].any(axis=1)
     if base is not None:
@@ -283,11 +282,11 @@ def _blocks(
 # %% ../../nbs/06_fit/10_normal.ipynb #c030
 def solved(
     plan: Plan,  # footprints, pairs and free parameters
-    theta: np.ndarray,  # parameters, [S, 6]
+    theta: np.ndarray,  # parameters, [S, P]
     stacks: list,  # at these parameters
     base: State | None = None,  # an older state, from which blocks are taken
     moved: np.ndarray | None = None,  # sources with new stacks, bool [S]; all if not given
-    linearised_at: np.ndarray | None = None,  # where derivatives were made, [S, 6]; `theta` if not given
+    linearised_at: np.ndarray | None = None,  # where derivatives were made, [S, P]; `theta` if not given
 ) -> State:
     "State at `theta` with given stacks."
     moved = np.ones(len(theta), bool) if moved is None else moved
@@ -306,7 +305,7 @@ def solved(
 # %% ../../nbs/06_fit/10_normal.ipynb #c031
 def _next_stack(
     plan: Plan,  # footprints, pairs and free parameters
-    theta: np.ndarray,  # parameters of all sources, [S, 6]
+    theta: np.ndarray,  # parameters of all sources, [S, P]
     s: int,  # the source, which moved
     base: State,  # with its old stack
     fresh: bool,  # whether it gets new derivatives, too
@@ -321,7 +320,7 @@ def _next_stack(
 # %% ../../nbs/06_fit/10_normal.ipynb #c029
 def evaluate(
     plan: Plan,  # footprints, pairs and free parameters
-    theta: np.ndarray,  # parameters, [S, 6]
+    theta: np.ndarray,  # parameters, [S, P]
     base: State | None = None,  # an older state, from which is taken what has not changed
     moved: np.ndarray | None = None,  # sources that are rendered again, bool [S]; all without a base
     fresh: np.ndarray | None = None,  # those of them with new derivatives, bool [S]; all if not given
@@ -351,30 +350,31 @@ def excess_variance(problem: FitProblem, plan: Plan, light) -> np.ndarray:
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c045
 def gradient(state) -> np.ndarray:
-    "Half the negative derivative of chi-square by all six parameters, [S, 6]."
+    "Half the negative derivative of chi-square by all parameters, [S, P]."
     return np.einsum("sb,sbp->sp", state.flux, state.left_over[:, :, 1:])
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c046
 def coupling(plan, state, index) -> np.ndarray:
-    "Blocks between free parameters (flat `index` into [S, 6]) and fluxes and sky, [B, free, S + 1]."
+    "Blocks between free parameters (flat `index` into [S, P]) and fluxes and sky, [B, free, S + 1]."
     S, B = state.flux.shape
-    C = np.zeros((S, 6, S + 1, B))
+    C = np.zeros((S, P, S + 1, B))
     i, j = plan.pairs.T
     C[j, :, i] = state.flux[j][:, None] * state.gram[:, :, 0, 1:].transpose(0, 2, 1)
     C[i, :, j] = state.flux[i][:, None] * state.gram[:, :, 1:, 0].transpose(0, 2, 1)
     C[:, :, S] = state.flux[:, None] * state.sky_column[:, :, 1:].transpose(0, 2, 1)
-    return np.ascontiguousarray(C.reshape(6 * S, S + 1, B)[index].transpose(2, 0, 1))
+    return np.ascontiguousarray(C.reshape(P * S, S + 1, B)[index].transpose(2, 0, 1))
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c047
 def own_curvature(plan, state, index) -> np.ndarray:
     "H between free non-linear parameters, fluxes and sky held fixed, [free, free]."
     S, (i, j) = len(state.theta), plan.pairs.T
     weight = state.flux[i] * state.flux[j]
-    blocks = (weight[:, None] @ state.gram.reshape(len(i), weight.shape[1], 49)).reshape(-1, 7, 7)[:, 1:, 1:]
-    H = np.zeros((S, 6, S, 6))
+    flat = weight[:, None] @ state.gram.reshape(len(i), weight.shape[1], (1 + P) ** 2)
+    blocks = flat.reshape(-1, 1 + P, 1 + P)[:, 1:, 1:]
+    H = np.zeros((S, P, S, P))
     H[j, :, i] = blocks.transpose(0, 2, 1)
     H[i, :, j] = blocks
-    return H.reshape(6 * S, 6 * S)[np.ix_(index, index)]
+    return H.reshape(P * S, P * S)[np.ix_(index, index)]
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c048
 def curvature(plan, state, index) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tract7dt.fit.footprints import (
+    LARGE_HALF,
     MAX_HALF,
     Footprint,
     make_footprint,
@@ -18,10 +19,11 @@ from tract7dt.fit.footprints import (
     semi_major,
     significant,
 )
-from .normal import Plan, State, evaluate, excess_variance, modelled_light
+from .linalg import inverse_spd
+from .normal import Plan, State, evaluate, excess_variance, modelled_light, solved
 from .parameters import Rules
 from .problem import STAR, FitProblem
-from .render import ETA1, L, N, Window, X, Y
+from .render import ETA1, G, L, N, P, Window, X, Y
 from tract7dt.fit.steps import (
     Quadratic,
     clip_to_limits,
@@ -52,7 +54,7 @@ HARDLY_GAINED = 0.15  # a gain above this share of the last one has hardly falle
 # %% ../../nbs/06_fit/14_optimise.ipynb #c017
 @dataclass(frozen=True, eq=False)
 class Damping:
-    "Lambda [S], and the last step [S, 6] and expected gain [S] of each source."
+    "Lambda [S], and the last step [S, P] and expected gain [S] of each source."
 
     factor: np.ndarray
     step: np.ndarray
@@ -61,13 +63,13 @@ class Damping:
     @classmethod
     def start(cls, count: int) -> "Damping":
         "What `count` sources begin with."
-        return cls(np.full(count, FIRST_DAMPING), np.zeros((count, 6)), np.full(count, np.inf))
+        return cls(np.full(count, FIRST_DAMPING), np.zeros((count, P)), np.full(count, np.inf))
 
     def after(
         self,
         rejected,  # sources whose step was rejected, bool [S]
         kept,  # sources whose step was kept, bool [S]
-        step,  # how far they went, [S, 6]
+        step,  # how far they went, [S, P]
         gain,  # what they had expected of it, [S]
     ) -> "Damping":
         "More careful where a step was rejected, bolder where one was kept."
@@ -110,7 +112,7 @@ def _to_reject(plan: Plan, rise, last: bool) -> np.ndarray:
 # %% ../../nbs/06_fit/14_optimise.ipynb #stepclass
 @dataclass(frozen=True, eq=False)
 class Step:
-    "A trial step: parameters [S, 6] to go to; who moves and who gets new derivatives, bool [S]; the damping."
+    "A trial step: parameters [S, P] to go to; who moves and who gets new derivatives, bool [S]; the damping."
 
     theta: np.ndarray
     moving: np.ndarray
@@ -122,7 +124,7 @@ def _undo(
     plan: Plan,  # footprints of the sources
     state: State,  # the state before the step
     trial: State,  # the state after it
-    theta,  # parameters with those in `who` back at their places, [S, 6]
+    theta,  # parameters with those in `who` back at their places, [S, P]
     who,  # sources that go back, bool [S]
 ) -> State:
     "The trial state with the sources in `who` as they are in `state`; their stacks are still there."
@@ -157,7 +159,7 @@ def accept(
 def _turns_back(
     quad: Quadratic,  # gives the measure of length
     damping: Damping,  # knows the last step and its gain
-    step,  # the next step, [S, 6]
+    step,  # the next step, [S, P]
     gain,  # what is expected of it, [S]
 ) -> np.ndarray:
     "Sources whose step undoes the last one without having gained much, bool [S]."
@@ -170,7 +172,7 @@ def _turns_back(
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c019
 def choose_step(quad: Quadratic, damping: Damping, gain) -> tuple[np.ndarray, Damping]:
-    "Damped, shortened step [S, 6]; two-cycles are damped harder first."
+    "Damped, shortened step [S, P]; two-cycles are damped harder first."
     step = newton_step(quad, damping.factor)
     back = _turns_back(quad, damping, step, gain) & (damping.factor < HEAVY_DAMPING)
     if back.any():
@@ -185,8 +187,8 @@ MUCH = 100.0  # what is much to gain, in units of the stop value
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c027
 def stale_derivatives(
-    linearised_at,  # parameters at which the derivatives were made, [S, 6]
-    target,  # parameters to go to, [S, 6]
+    linearised_at,  # parameters at which the derivatives were made, [S, P]
+    target,  # parameters to go to, [S, P]
     gain,  # what is to gain now, [S]
     last,  # what was to gain before the last step, [S]
     stop: float,  # gain below which a source has converged
@@ -199,19 +201,22 @@ def stale_derivatives(
 MAX_NEW_FOOTPRINTS = 10  # for each source
 FAR_MOVE = 2.0  # pixels from the middle of the footprint
 MUCH_GROWTH = 1.5  # factor of the radius
+SOME_GROWTH = 1.1  # the same for large footprints, lest much light be outside
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c022
 def needs_new_footprint(plan: Plan, theta) -> np.ndarray:
     "Sources that left their footprint, bool [S]."
     planned = np.array([(f.x, f.y, f.L) for f in plan.footprints]).reshape(-1, 3)
+    large = np.array([f.half > LARGE_HALF for f in plan.footprints], bool)
+    growth = np.log(np.where(large, SOME_GROWTH, MUCH_GROWTH))
     moved = np.hypot(theta[:, X] - planned[:, X], theta[:, Y] - planned[:, Y]) > FAR_MOVE
-    return (moved | (theta[:, L] - planned[:, L] > np.log(MUCH_GROWTH))) & plan.free.any(axis=1)
+    return (moved | (theta[:, L] - planned[:, L] > growth)) & plan.free.any(axis=1)
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c023
 def update_footprints(
     problem: FitProblem,  # options, and priors for the plan
     plan: Plan,  # with the old footprints
-    theta,  # parameters, [S, 6]
+    theta,  # parameters, [S, P]
     who,  # sources that get a new one, bool [S]
     sky,  # rough sky of each band, [B]
     depth,  # rough inverse error of each band, [B]
@@ -250,7 +255,7 @@ def own_light(plan: Plan, state: State) -> np.ndarray:
 class Setup:
     """What stays as it is during a fit.
 
-    start [S, 6]: parameters of the catalog, and footprints: those planned around them, to both of which
+    start [S, P]: parameters of the catalog, and footprints: those planned around them, to both of which
     sources that drifted away return; sky, depth [B]: rough sky and inverse error, for new footprints.
     """
 
@@ -309,7 +314,7 @@ class Fit:
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #begin
 def begin_fit(setup: Setup, plan: Plan, theta) -> Fit:
-    "A fit that begins at parameters `theta` [S, 6]."
+    "A fit that begins at parameters `theta` [S, P]."
     state, count = evaluate(plan, theta), len(theta)
     return Fit(
         setup,
@@ -323,6 +328,55 @@ def begin_fit(setup: Setup, plan: Plan, theta) -> Fit:
         history=(objective(state, setup.rules),),
         searching=setup.problem.options.ignore_unmodelled,
     )
+
+# %% ../../nbs/06_fit/14_optimise.ipynb #tiltcode
+LEVER = 30.0**2  # of a galaxy from which on its radius may change with wavelength
+
+
+def lever(plan: Plan, state: State) -> np.ndarray:
+    "Squared signal-to-noise ratio times the variance of ln wavelength of the light of each source, [S]."
+    (i, j), ratio = plan.pairs.T, plan.pixels.log_wavelength
+    light = np.zeros(state.flux.shape)
+    light[i[i == j]] = np.maximum(state.flux[i[i == j]], 0) ** 2 * state.gram[i == j, :, 0, 0]
+    if ratio is None:
+        return np.zeros(len(light))
+    total, first, second = (light @ ratio**power for power in range(3))
+    return second - first**2 / np.where(total > 0, total, 1)
+
+
+def with_gradient(plan: Plan, stack: np.ndarray, s: int) -> np.ndarray:
+    "The stack of a source with its derivative by g, the last of all, which is that by L times ln wavelength."
+    place = int(np.searchsorted(np.flatnonzero(plan.free[s]), L)) + 1
+    by_g = stack[:, place : place + 1] * plan.pixels.log_wavelength[:, None, None, None]
+    return np.concatenate([stack, by_g.astype(np.float32)], axis=1)
+
+# %% ../../nbs/06_fit/14_optimise.ipynb #tiltcode2
+LEAST_PRIOR = 1 / 3  # information of the prior on g in units of what the pixels know of it, at least
+
+
+def gradient_rules(rules: Rules, quad: Quadratic) -> Rules:
+    "The rules with priors on g that pixels of many photons do not overrule."
+    information, count = rules.info.copy(), len(rules.info)
+    free = np.isin(np.arange(count) * P + G, quad.index)
+    blocks = quad.own_blocks(quad.H, count)[free]
+    known = 1 / inverse_spd(blocks)[:, G, G] - information[free, G]
+    information[free, G] = np.maximum(information[free, G], LEAST_PRIOR * known)
+    return replace(rules, info=information)
+
+
+def free_gradients(fit: Fit) -> Fit:
+    "The fit in which the radii of bright galaxies may change with wavelength, if that was asked for."
+    plan, state = fit.plan, fit.state
+    who = plan.free[:, L] & (lever(plan, state) > LEVER)
+    if not (fit.setup.problem.options.size_gradient and who.any()):
+        return fit
+    free = plan.free | (who[:, None] & (np.arange(P) == G))
+    stacks = [with_gradient(plan, stack, s) if who[s] else stack for s, stack in enumerate(state.stacks)]
+    plan = replace(plan, free=free)
+    state = solved(plan, state.theta, stacks, state, who, state.linearised_at)
+    rules = gradient_rules(fit.setup.rules, quadratic(plan, state, fit.setup.rules))
+    history = (objective(state, rules),)
+    return replace(fit, plan=plan, state=state, setup=replace(fit.setup, rules=rules), history=history)
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c032
 def assess(fit: Fit, late: bool = False) -> Fit:
@@ -491,14 +545,14 @@ def optimise(
     problem: FitProblem,  # bands, sources and options
     plan: Plan,  # sources with their footprints, and which parameters are free
     rules: Rules,  # limits and priors
-    theta,  # start parameters, inside the limits, [S, 6]
+    theta,  # start parameters, inside the limits, [S, P]
     sky,  # rough sky of each band, for new footprints, [B]
     depth,  # rough inverse error of each band, for new footprints, [B]
-    guess=None,  # better parameters to begin with, inside the limits, [S, 6]; `theta` by default
+    guess=None,  # better parameters to begin with, inside the limits, [S, P]; `theta` by default
 ) -> Outcome:
     "Minimise chi-square plus priors. Sources that drift away return to `theta`, also from a better `guess`."
     setup, limit = Setup(problem, rules, theta, plan.footprints, sky, depth), problem.options.max_iters
-    fit = begin_fit(setup, plan, theta if guess is None else guess)
+    fit = free_gradients(begin_fit(setup, plan, theta if guess is None else guess))
     for iteration in range(limit + 1):
         fit = assess(fit, late=iteration >= PATIENCE * limit)
         if fit.converged or iteration == limit:

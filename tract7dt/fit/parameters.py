@@ -12,7 +12,7 @@ import numpy as np
 
 from .problem import FitOptions, Kind, Sources
 from .profiles import N_MAX, N_MIN
-from .render import ETA1, ETA2, L, N, X, Y
+from .render import ETA1, ETA2, G, L, N, P, X, Y
 from .shapes import native_from_catalog, soft_from_native
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c007
@@ -25,7 +25,7 @@ ETA_MAX = -np.log(AB_RANGE[0])  # largest length of (eta1, eta2)
 class Start:
     "Where the parameters of all sources start."
 
-    theta: np.ndarray  # [S, 6]; zeros where they cannot be used
+    theta: np.ndarray  # [S, P]; zeros where they cannot be used
     usable: np.ndarray  # whether all that a source needs is finite, bool [S]
     clipped: np.ndarray  # whether a value was outside the range of the model, bool [S]
 
@@ -42,13 +42,15 @@ class Start:
         low, high = np.array([RE_RANGE, AB_RANGE, (-np.inf, np.inf), (N_MIN, N_MAX)]).T[..., None]
         inside = np.clip(given, low, high)
         clipped = ((inside != given) & [galaxy, galaxy, galaxy, sersic]).any(axis=0)
-        theta = np.where(usable, [sources.x, sources.y, *native_from_catalog(*inside[:3]), inside[3]], 0.0).T
+        place, shape = (sources.x, sources.y), native_from_catalog(*inside[:3])
+        gradient = np.where(galaxy & np.isfinite(sources.gradient), sources.gradient, 0.0)
+        theta = np.where(usable, [*place, *shape, inside[3], gradient], 0.0).T
         return cls(theta, usable, clipped)
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c010
 def free_parameters(sources: Sources, fitted: np.ndarray) -> np.ndarray:
-    "Which of the six parameters of each source are to be fitted, bool [S, 6]; none where not `fitted`."
-    galaxy, free = sources.kind != Kind.STAR, np.zeros((len(sources), 6), bool)
+    "Which of the parameters of each source are to be fitted, bool [S, P]; none where not `fitted`."
+    galaxy, free = sources.kind != Kind.STAR, np.zeros((len(sources), P), bool)
     free[:, [X, Y]] = ~sources.fix_position[:, None]
     free[:, L] = galaxy & ~sources.fix_size
     free[:, [ETA1, ETA2]] = (galaxy & ~sources.fix_shape)[:, None]
@@ -56,7 +58,9 @@ def free_parameters(sources: Sources, fitted: np.ndarray) -> np.ndarray:
     return free & fitted[:, None]
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c013
-WEAK_SIGMA = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.7])  # of x, y (pixels), L, eta1, eta2, n
+WEAK_SIGMA = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.7, np.inf])  # of x, y (pixels), L, eta1, eta2, n, g
+GRADIENT_SIGMA = 0.15  # of g around 0, always
+GRADIENT_MAX = 0.6  # largest size of g
 
 # %% ../../nbs/06_fit/11_parameters.ipynb #c015
 def _information(sigma) -> np.ndarray:
@@ -69,9 +73,9 @@ def _information(sigma) -> np.ndarray:
 class Rules:
     "Limits and priors of all sources."
 
-    lower: np.ndarray  # limits of the parameters, [S, 6]
+    lower: np.ndarray  # limits of the parameters, [S, P]
     upper: np.ndarray
-    mean: np.ndarray  # Gaussian priors on the parameters, [S, 6]
+    mean: np.ndarray  # Gaussian priors on the parameters, [S, P]
     info: np.ndarray  # their information 1 / sigma^2, 0 for none
     soft_mean: np.ndarray  # Gaussian priors on (ln re, ee1, ee2), [S, 3]
     soft_info: np.ndarray  # their information
@@ -85,12 +89,14 @@ class Rules:
         lower[:, L], upper[:, L] = np.log(RE_RANGE[0]), np.log(RE_RANGE[1])
         lower[:, L] = np.minimum(lower[:, L], theta[:, L])
         lower[:, N], upper[:, N] = N_MIN, N_MAX
+        lower[:, G], upper[:, G] = -GRADIENT_MAX, GRADIENT_MAX
         soft_info = np.array(
             [_information(s) for s in (sources.lnre_sigma, sources.ee1_sigma, sources.ee2_sigma)]
         ).T
-        info = np.tile(WEAK_SIGMA**-2 if options.weak_priors else np.zeros(6), (len(theta), 1))
+        info = np.tile(WEAK_SIGMA**-2 if options.weak_priors else np.zeros(P), (len(theta), 1))
         info[soft_info[:, 0] > 0, L] = 0
         info[(soft_info[:, 1:] > 0).all(axis=1), ETA1:N] = 0
         position = _information(sources.pos_sigma)
         info[position > 0, :L] = position[position > 0, None]
-        return cls(lower, upper, theta, info, np.array(soft_from_native(*theta[:, L:N].T)).T, soft_info)
+        info[:, G], mean = GRADIENT_SIGMA**-2, np.where(np.arange(P) == G, 0.0, theta)
+        return cls(lower, upper, mean, info, np.array(soft_from_native(*theta[:, L:N].T)).T, soft_info)

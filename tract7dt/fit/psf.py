@@ -192,6 +192,16 @@ def cube_at(
     )
     return cube + dx * slopes[0] + dy * slopes[1]
 
+# %% ../../nbs/06_fit/05_psf.ipynb #off2
+def cube_moved(
+    cube: np.ndarray,  # PSF transforms of the bands, complex64 [K, B, U]
+    grid: FrequencyGrid,  # their frequencies
+    moves: np.ndarray,  # of the bands in x and in y, pixels, [2, B]
+) -> np.ndarray:
+    "Transforms of PSFs that are moved, complex64 [K, B, U]."
+    across, along = waves(-moves[0], grid.u), waves(-moves[1], grid.v)
+    return cube * (along.T[:, :, None] * across)
+
 # %% ../../nbs/06_fit/05_psf.ipynb #c023
 def mean_psf(psfs: Sequence[PixelPSF]) -> PixelPSF:
     "Mean of several PSFs on native pixels."

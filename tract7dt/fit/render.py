@@ -18,8 +18,10 @@ from .psf import FrequencyGrid
 from .shapes import size_matrix, size_matrix_derivatives
 
 # %% ../../nbs/06_fit/07_render.ipynb #c006
-PARAMETERS = ("x", "y", "L", "eta1", "eta2", "n")  # pixels, pixels, then as in `fit.shapes`, Sersic index
-X, Y, L, ETA1, ETA2, N = range(6)  # where they are
+# pixels, pixels, then as in `fit.shapes`, Sersic index, change of L with ln wavelength
+PARAMETERS = ("x", "y", "L", "eta1", "eta2", "n", "g")
+P = len(PARAMETERS)  # how many they are
+X, Y, L, ETA1, ETA2, N, G = range(P)  # where they are
 
 # %% ../../nbs/06_fit/07_render.ipynb #c007
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ PROFILES = {"exact": profile_transform, "mixture": mixture_transform}  # by `Fit
 # %% ../../nbs/06_fit/07_render.ipynb #c011
 def _intrinsic(
     kind: int,  # `Kind`
-    theta: np.ndarray,  # x, y, L, eta1, eta2, n
+    theta: np.ndarray,  # x, y, L, eta1, eta2, n, g
     grid: FrequencyGrid,  # K row and U column frequencies
     wanted: Sequence[int],  # parameters among L, eta1, eta2, n by which to differentiate, ascending
     profiles: str = "exact",  # or "mixture"
@@ -88,40 +90,82 @@ def _intrinsic(
         out[-1] = by_n
     return out.reshape(len(out), len(grid.v), len(grid.u))
 
+# %% ../../nbs/06_fit/07_render.ipynb #gradnodes
+NODE_ERROR = 1e-6  # of f between the nodes
+
+
+def _nodes(shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Nodes [m] within the range of `shifts` [B], and shares [B, m] of values there in those at the shifts."
+    middle, half = (shifts.max() + shifts.min()) / 2, (shifts.max() - shifts.min()) / 2
+    needed = np.log(NODE_ERROR / 2) / np.log(np.clip(half / np.pi, 1e-6, 0.9))
+    count = max(int(np.ceil(needed)), 2)
+    if count >= len(shifts):
+        return shifts, np.eye(len(shifts), dtype=np.float32)
+    nodes = np.cos((np.arange(count) + 0.5) * np.pi / count)
+    at_nodes, at_shifts = (
+        np.polynomial.chebyshev.chebvander(t, count - 1) for t in (nodes, (shifts - middle) / half)
+    )
+    return middle + half * nodes, np.linalg.solve(at_nodes.T, at_shifts.T).T.astype(np.float32)
+
+# %% ../../nbs/06_fit/07_render.ipynb #gradband
+def _intrinsic_by_band(
+    kind: int,  # `Kind`
+    theta: np.ndarray,  # x, y, L, eta1, eta2, n, g
+    grid: FrequencyGrid,  # K row and U column frequencies
+    log_wavelength: np.ndarray,  # ln of the bands' wavelengths over the reference, [B]
+    wanted: Sequence[int],  # parameters among L, eta1, eta2, n by which to differentiate, ascending
+    profiles: str,  # "exact" or "mixture"
+) -> np.ndarray:
+    "f of each band and its derivatives by the `wanted` parameters, float32 [1 + wanted, K, B, U]."
+    nodes, shares = _nodes(theta[G] * log_wavelength)
+    moved = np.tile(theta, (len(nodes), 1))
+    moved[:, L] += nodes
+    laws = np.stack([_intrinsic(kind, t, grid, wanted, profiles) for t in moved], axis=2)
+    return shares @ laws
+
 # %% ../../nbs/06_fit/07_render.ipynb #c012
 def _spectrum(
     kind: int,  # `Kind`
-    theta: np.ndarray,  # x, y, L, eta1, eta2, n
+    theta: np.ndarray,  # x, y, L, eta1, eta2, n, g
     grid: FrequencyGrid,  # K row and U column frequencies
     cube: np.ndarray,  # PSF transforms of the bands, complex64 [K, B, U]
     wanted: Sequence[int],  # shape parameters by which to differentiate, ascending
     profiles: str,  # "exact" or "mixture"
+    log_wavelength: np.ndarray
+    | None = None,  # of the bands over the reference, [B]; None: one radius for all
 ) -> np.ndarray:
     "Transform of the image and its shape derivatives in all bands, complex64 [1 + wanted, K, B, U]."
     if kind == STAR:
         return cube[None]
+    if log_wavelength is not None and theta[G]:
+        return _intrinsic_by_band(kind, theta, grid, log_wavelength, wanted, profiles) * cube
     return _intrinsic(kind, theta, grid, wanted, profiles)[:, :, None] * cube
 
 # %% ../../nbs/06_fit/07_render.ipynb #c014
 def render_stack(
     kind: int,  # `Kind`
-    theta: np.ndarray,  # x, y, L, eta1, eta2, n
+    theta: np.ndarray,  # x, y, L, eta1, eta2, n, g; without g where no band has a radius of its own
     window: Window,  # the pixels that are wanted, nY rows of nX
     grid: FrequencyGrid,  # its period must hold the window's far corner plus the PSF's radius
     cube: np.ndarray,  # PSF transforms of the bands (`fit.psf.psf_cube`), complex64 [K, B, U]
-    wanted: Sequence[int] = (),  # parameters by which to differentiate, ascending
+    wanted: Sequence[int] = (),  # parameters by which to differentiate, ascending; g only with L
     weight: np.ndarray | None = None,  # inverse noise of the pixels, float32 [B, nY, nX]
     profiles: str = "exact",  # galaxy profiles: exact laws, or "mixture", sums of Gaussians (`fit.mixtures`)
+    log_wavelength: np.ndarray | None = None,  # ln of wavelengths over the reference, [B]; None: g is ignored
 ) -> np.ndarray:
     "Unit-flux template and derivatives of one source, float32 [B, 1 + wanted, nY, nX]."
-    shaped, by_place = [p for p in wanted if p >= L], [p for p in wanted if p < L]
+    shaped, by_place = [p for p in wanted if L <= p < G], [p for p in wanted if p < L]
     rows = _first_product(
-        _spectrum(kind, theta, grid, cube, shaped, profiles), theta, window, grid, Y in wanted
+        _spectrum(kind, theta, grid, cube, shaped, profiles, log_wavelength), theta, window, grid, Y in wanted
     )
     images = _second_product(rows, theta, window, grid, by_place)
-    out = np.empty((cube.shape[1], len(images), *window.shape), np.float32)
-    by_band = images.transpose(2, 0, 1, 3)
-    return np.multiply(by_band, 1 if weight is None else weight[:, None], out=out)
+    out = np.empty((cube.shape[1], 1 + len(wanted), *window.shape), np.float32)
+    by_band, count = images.transpose(2, 0, 1, 3), len(images)
+    np.multiply(by_band, 1 if weight is None else weight[:, None], out=out[:, :count])
+    if G in wanted:
+        by_L = out[:, 1 + list(wanted).index(L)]
+        np.multiply(by_L, log_wavelength[:, None, None], out=out[:, -1], casting="same_kind")
+    return out
 
 # %% ../../nbs/06_fit/07_render.ipynb #c016
 def _folded(A) -> np.ndarray:

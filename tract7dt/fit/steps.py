@@ -13,7 +13,7 @@ import numpy as np
 from .linalg import inverse_spd, solve_spd
 from .normal import Plan, State, curvature, gradient
 from .parameters import ETA_MAX, Rules
-from .render import ETA1, ETA2, L, N, X, Y
+from .render import ETA1, ETA2, G, L, N, P, X, Y
 from .shapes import soft_from_native, soft_jacobian
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c016
@@ -24,9 +24,9 @@ def prior_penalty(rules: Rules, theta) -> np.ndarray:
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c017
 def prior_terms(rules: Rules, theta) -> tuple[np.ndarray, np.ndarray]:
-    "Gradient [S, 6] (uphill in ln p) and curvature [S, 6, 6] of the priors."
+    "Gradient [S, P] (uphill in ln p) and curvature [S, P, P] of the priors."
     g = -rules.info * (theta - rules.mean)
-    H = rules.info[:, :, None] * np.eye(6)
+    H = rules.info[:, :, None] * np.eye(P)
     for s in np.flatnonzero(rules.soft_info.any(axis=1)):
         J = soft_jacobian(*theta[s, L:N])
         off = np.array(soft_from_native(*theta[s, L:N])) - rules.soft_mean[s]
@@ -38,11 +38,11 @@ def prior_terms(rules: Rules, theta) -> tuple[np.ndarray, np.ndarray]:
 def _own_entries(index, count: int):
     """Entries of a matrix [F, F] that belong to one source each.
 
-    Where they are in padded blocks, bool [count, 6, 6]; their rows and columns.
+    Where they are in padded blocks, bool [count, P, P]; their rows and columns.
     """
-    place = np.full(6 * count, -1)
+    place = np.full(P * count, -1)
     place[index] = np.arange(len(index))
-    rows, columns = np.broadcast_arrays(place.reshape(count, 6, 1), place.reshape(count, 1, 6))
+    rows, columns = np.broadcast_arrays(place.reshape(count, P, 1), place.reshape(count, 1, P))
     padded = (rows >= 0) & (columns >= 0)
     return padded, rows[padded], columns[padded]
 
@@ -51,7 +51,7 @@ def _own_entries(index, count: int):
 class Quadratic:
     """ln p around the current point.
 
-    index [F]: flat index into [S, 6] of the parameters that may move; g [F]; H [F, F];
+    index [F]: flat index into [S, P] of the parameters that may move; g [F]; H [F, F];
     coupling [B, F, S + 1]: blocks between them and fluxes and sky.
     """
 
@@ -63,11 +63,11 @@ class Quadratic:
     @property
     def owner(self) -> np.ndarray:
         "The source that each parameter belongs to."
-        return self.index // 6
+        return self.index // P
 
     def own_blocks(self, matrix, count: int) -> np.ndarray:
-        "Blocks of a matrix [F, F] that belong to one source each, padded with zeros, [count, 6, 6]."
-        out, (padded, rows, columns) = np.zeros((count, 6, 6)), _own_entries(self.index, count)
+        "Blocks of a matrix [F, F] that belong to one source each, padded with zeros, [count, P, P]."
+        out, (padded, rows, columns) = np.zeros((count, P, P)), _own_entries(self.index, count)
         out[padded] = matrix[rows, columns]
         return out
 
@@ -96,15 +96,15 @@ STIFFNESS = (
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c024
 def _hold_elongation(
-    theta,  # parameters, [S, 6]
-    g,  # gradient [S, 6], changed in place
+    theta,  # parameters, [S, P]
+    g,  # gradient [S, P], changed in place
     H,  # curvature [F, F], changed in place
-    index,  # flat index into [S, 6] of the rows of `H`, [F]
+    index,  # flat index into [S, P] of the rows of `H`, [F]
 ) -> None:
     "Take the outward direction of (eta1, eta2) out of `g` and `H` where the axis ratio is at its limit."
     eta = np.hypot(theta[:, ETA1], theta[:, ETA2])
     for s in np.flatnonzero(eta >= ETA_MAX * (1 - 1e-9)):
-        rows = np.flatnonzero((index == 6 * s + ETA1) | (index == 6 * s + ETA2))
+        rows = np.flatnonzero((index == P * s + ETA1) | (index == P * s + ETA2))
         outward = theta[s, ETA1:N] / eta[s]
         push = outward @ g[s, ETA1:N]
         if len(rows) == 2 and push > 0:
@@ -117,24 +117,24 @@ DAMPING_FLOOR = 1e-2  # added to the diagonal of H, in 1 / pixel^2 for positions
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c026
 def newton_step(quad: Quadratic, damping) -> np.ndarray:
-    "Solve for the step with a damping factor for each source [S]; result [S, 6]."
+    "Solve for the step with a damping factor for each source [S]; result [S, P]."
     damped = quad.H + np.diag(damping[quad.owner] * np.abs(np.diag(quad.H)) + DAMPING_FLOOR)
-    step = np.zeros(6 * len(damping))
+    step = np.zeros(P * len(damping))
     step[quad.index] = solve_spd(damped, quad.g)
-    return step.reshape(-1, 6)
+    return step.reshape(-1, P)
 
 # %% ../../nbs/06_fit/12_steps.ipynb #overalone
 OVER_ALONE = 10  # expected gain of a source at most, in units of what it could gain alone
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c028
 def expected_gain(quad: Quadratic, step) -> np.ndarray:
-    "Gain in ln p that an undamped step [S, 6] promises to each source, [S]."
+    "Gain in ln p that an undamped step [S, P] promises to each source, [S]."
     count = len(step)
     share = np.bincount(quad.owner, quad.g * step.ravel()[quad.index] / 2, minlength=count)
-    g = np.zeros(6 * count)
+    g = np.zeros(P * count)
     g[quad.index] = quad.g
-    own_g, own_H = g.reshape(count, 6), quad.own_blocks(quad.H, count)
-    alone = np.einsum("sp,spq,sq->s", own_g, inverse_spd(own_H + DAMPING_FLOOR * np.eye(6)), own_g) / 2
+    own_g, own_H = g.reshape(count, P), quad.own_blocks(quad.H, count)
+    alone = np.einsum("sp,spq,sq->s", own_g, inverse_spd(own_H + DAMPING_FLOOR * np.eye(P)), own_g) / 2
     return np.minimum(np.abs(share), OVER_ALONE * alone)
 
 # %% ../../nbs/06_fit/12_steps.ipynb #lengths
@@ -142,6 +142,7 @@ MAX_MOVE = 1.0  # longest step in position, pixels
 MAX_GROWTH = 0.6  # in L, the logarithm of the circularised radius
 MAX_TURN = 0.6  # in (eta1, eta2)
 MAX_STEEPENING = 0.5  # in the Sersic index n
+MAX_TILT = 0.2  # in g
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c030
 def _shorten(vectors, longest):
@@ -151,18 +152,19 @@ def _shorten(vectors, longest):
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c031
 def clip_to_trust_region(step) -> np.ndarray:
-    "Shorten the parts of each source's step [S, 6] to their largest lengths."
+    "Shorten the parts of each source's step [S, P] to their largest lengths."
     parts = (
         (step[:, :L], MAX_MOVE),
         (step[:, L:ETA1], MAX_GROWTH),
         (step[:, ETA1:N], MAX_TURN),
-        (step[:, N:], MAX_STEEPENING),
+        (step[:, N:G], MAX_STEEPENING),
+        (step[:, G:], MAX_TILT),
     )
     return np.hstack([_shorten(part, longest) for part, longest in parts])
 
 # %% ../../nbs/06_fit/12_steps.ipynb #c032
 def clip_to_limits(rules: Rules, theta) -> np.ndarray:
-    "Parameters [S, 6] moved back inside their limits."
+    "Parameters [S, P] moved back inside their limits."
     out = np.clip(theta, rules.lower, rules.upper)
     out[:, ETA1:N] = _shorten(out[:, ETA1:N], ETA_MAX)
     return out

@@ -15,6 +15,7 @@ import numpy as np
 from .footprints import Footprint, overlapping_pairs
 from .problem import FitProblem, FitResult, Sources
 from .render import Window
+from .worth import join_worth
 
 # %% ../../nbs/06_fit/16_subfields.ipynb #c007
 def _halves(index, region: Window, positions) -> Iterator[tuple[np.ndarray, Window]]:
@@ -122,6 +123,16 @@ def _centre_seen(x, y, foreign) -> np.ndarray:
     out[inside] = ~foreign[np.rint(y[inside]).astype(int), np.rint(x[inside]).astype(int)]
     return out
 
+# %% ../../nbs/06_fit/16_subfields.ipynb #open
+def open_sides(problem: FitProblem, window: Window) -> tuple[bool, bool, bool, bool]:
+    "At which sides of a part of the image there are pixels beyond, as `FitOptions.open_sides` has it."
+    height, width = problem.shape
+    at_edge = (window.x0 <= 0, window.x1 >= width, window.y0 <= 0, window.y1 >= height)
+    left, right, lower, upper = (
+        not edge or is_open for edge, is_open in zip(at_edge, problem.options.open_sides)
+    )
+    return left, right, lower, upper
+
 # %% ../../nbs/06_fit/16_subfields.ipynb #c020
 def subfield_problem(problem: FitProblem, subfield: Subfield) -> FitProblem:
     "The pixels and sources of a subfield as a problem of its own."
@@ -137,10 +148,12 @@ def subfield_problem(problem: FitProblem, subfield: Subfield) -> FitProblem:
             image=band.image[w.slices],
             invvar=np.where(subfield.foreign, 0, band.invvar[w.slices]),
             psf=band.psf.moved(w.x0, w.y0),
+            offset=None if band.offset is None else band.offset.moved(w.x0, w.y0),
         )
         for band in problem.bands
     )
-    return FitProblem(bands, replace(members, x=x, y=y, **held), problem.options)
+    options = replace(problem.options, open_sides=open_sides(problem, w))
+    return FitProblem(bands, replace(members, x=x, y=y, **held), options)
 
 # %% ../../nbs/06_fit/16_subfields.ipynb #c021
 def subfield_footprints(prints, subfield: Subfield) -> list[Footprint]:
@@ -198,6 +211,9 @@ PER_SOURCE = (
     "niters",
     "last_dlnp",
     "source_sky",
+    "gradient",
+    "gradient_err",
+    "fracwindow",
     "flux_cov",
 )
 
@@ -254,6 +270,13 @@ def _total_chi2(problem, model, ignored) -> np.ndarray:
         ]
     )
 
+# %% ../../nbs/06_fit/16_subfields.ipynb #worth
+def _joined_worth(subfields, results):
+    "What the fluxes of all sources are worth; None where that was not measured."
+    parts = [result.worth for result in results]
+    own, places = [s.own for s in subfields], [s.members[s.own] for s in subfields]
+    return None if any(part is None for part in parts) else join_worth(parts, own, places)
+
 # %% ../../nbs/06_fit/16_subfields.ipynb #c030
 def join(
     problem: FitProblem,  # the whole problem
@@ -286,4 +309,5 @@ def join(
         ignored=ignored,
         chi2_total=_total_chi2(problem, model, ignored),
         iterations=max(r.iterations for r in results),
+        worth=_joined_worth(subfields, results),
     )

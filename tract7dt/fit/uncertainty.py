@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .footprints import image_products, period_for
+from .footprints import Pixels, image_products, period_for
 from .linalg import inverse_spd
 from tract7dt.fit.normal import (
     Plan,
@@ -24,7 +24,7 @@ from tract7dt.fit.normal import (
 )
 from .optimise import Outcome
 from .problem import FitProblem, Kind
-from .render import ETA1, ETA2, L, N, Window, X, Y, render_stack
+from .render import ETA1, ETA2, L, N, P, Window, X, Y, render_stack
 from .shapes import catalog_errors
 from .steps import DAMPING_FLOOR
 
@@ -33,7 +33,7 @@ from .steps import DAMPING_FLOOR
 class Errors:
     """One-sigma errors.
 
-    flux, flux_cond [S, B]; sky [B]; parameters: covariance of the six parameters of each source [S, 6, 6].
+    flux, flux_cond [S, B]; sky [B]; parameters: covariance of the parameters of each source [S, P, P].
     A flux without data has an infinite error. inflation [S, B]: how many times larger than the conditional
     error the marginal one is for sky noise alone, 1 without data. sky_free [B]: the constant that a free sky
     would take. flux_cov: covariance of each source's fluxes [S, B, B], or None.
@@ -81,7 +81,7 @@ def photon_terms(
     response,  # of fluxes and sky to the non-linear parameters (X), [B, S + 1, F]
     spread,  # `response @ covariance`, [B, S + 1, F]
     covariance,  # of the non-linear parameters for sky noise alone, [F, F]
-    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 7]; None: it is independent
+    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 1 + P]; None: independent
 ) -> tuple[np.ndarray, np.ndarray]:
     """What photons, and noise that is not independent, add to the variances of fluxes and sky [B, S + 1] and
     to the covariance of parameters.
@@ -107,7 +107,7 @@ def _over_bands(one, two) -> np.ndarray:
     return one.reshape(rows, one.shape[2]).T @ two.reshape(rows, two.shape[2])
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #corr
-ORDER = np.array([0, 1, 1, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by shape and index
+ORDER = np.array([0, 1, 1, 2, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by all others
 
 
 def effective_areas(outcome: Outcome) -> np.ndarray:
@@ -124,11 +124,11 @@ def effective_areas(outcome: Outcome) -> np.ndarray:
 
 
 def noise_factors(problem: FitProblem, outcome: Outcome) -> np.ndarray | None:
-    "How noise adds up over templates, derivatives and, last, the sky, [S + 1, B, 7]; None if independent."
+    "How noise adds up over templates, derivatives, last the sky, [S + 1, B, 1 + P]; None if independent."
     if all(band.noise is None for band in problem.bands):
         return None
     areas = effective_areas(outcome)
-    out = np.ones((*areas.shape, 7))
+    out = np.ones((*areas.shape, 1 + P))
     for b, band in enumerate(problem.bands):
         if band.noise is not None:
             tables = [band.noise.at(areas[:, b])]
@@ -141,7 +141,7 @@ def with_correlation(
     outcome: Outcome,  # how the fit of all ended
     heavy: State,  # the final state with blocks of the photons' variance
     sky_sky,  # of the photons' variance, [B]
-    factors,  # how noise adds up, [S + 1, B, 7]
+    factors,  # how noise adds up, [S + 1, B, 1 + P]
 ) -> tuple[State, np.ndarray]:
     "Blocks and sum of the sky with what correlated noise of the sky has more than independent noise."
     plan, state, own = outcome.plan, outcome.state, factors[:-1]
@@ -188,7 +188,7 @@ def total_errors(
     variance,  # of fluxes and sky for independent noise of the sky, [B, S + 1]
     added,  # what photons and correlation add to it, [B, S + 1]
     conditional,  # conditional errors, [B, S + 1]
-    factors,  # how noise adds up, [S + 1, B, 7], or None
+    factors,  # how noise adds up, [S + 1, B, 1 + P], or None
 ) -> np.ndarray:
     "Marginal errors of fluxes and sky, [B, S + 1], not below what the conditional ones allow."
     if factors is None:
@@ -266,19 +266,23 @@ def parameter_errors(kind, theta, covariance) -> dict[str, np.ndarray]:
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c019
 @dataclass(frozen=True, eq=False)
 class Quality:
-    "Weighted chi-square, good pixels, light of others over own, masked fraction, [S, B]; model [B, H, W]."
+    """Weighted chi-square, good pixels, light of others over own, masked fraction, [S, B]; model [B, H, W].
+
+    lost [S]: share of the light outside the window, NaN where there is none.
+    """
 
     chi2: np.ndarray
     npix: np.ndarray
     fracflux: np.ndarray
     fracmasked: np.ndarray
     model: np.ndarray
+    lost: np.ndarray
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c020
 def full_template(
     plan: Plan,  # footprints of the sources
     stacks,  # whitened stacks of all sources
-    theta,  # parameters of all sources, [S, 6]
+    theta,  # parameters of all sources, [S, P]
     s: int,  # the source
 ) -> tuple[Window, np.ndarray]:
     "Unclipped footprint and unit-flux template [B, n, n] of one source."
@@ -290,7 +294,8 @@ def full_template(
     kind = int(plan.kind[s])
     period = period_for(kind, theta[s], footprint.half, plan.pixels.psf_radius)
     grid, cube = plan.pixels.cube(period, plan.begin[s])
-    return window, render_stack(kind, theta[s], window, grid, cube, profiles=plan.pixels.profiles)[:, 0]
+    how = dict(profiles=plan.pixels.profiles, log_wavelength=plan.pixels.log_wavelength)
+    return window, render_stack(kind, theta[s], window, grid, cube, **how)[:, 0]
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c022
 def _ratio(top, bottom):
@@ -312,6 +317,28 @@ def _seen(
     mean_square = _ratio(np.einsum("bij,bij->b", profile, chi2_image), seen)
     return npix * mean_square, npix, np.clip(1 - _ratio(seen, total), 0, 1)
 
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #lost
+BEYOND = 0.25  # share of the light beyond an open side of the image from which on it counts as lost
+
+
+def light_lost(
+    template: np.ndarray,  # unit-flux template on the unclipped footprint, [B, n, n]
+    window: Window,  # this footprint
+    pixels: Pixels,  # with the frame of the image and the PSFs
+    open_sides=(False,) * 4,  # at small x, large x, small y, large y: whether there are pixels beyond
+) -> float:
+    "Share of the light of a source outside its window, mean of the bands."
+    total = np.array([psf.stamp.sum() / psf.oversampling**2 for psf in pixels.psfs])
+    frame, far = pixels.frame, 10**9
+    sides = (frame.x0, frame.x1, frame.y0, frame.y1)
+    ends = (-far, far, -far, far)
+    limits = Window(*(side if is_open else end for side, end, is_open in zip(sides, ends, open_sides)))
+    kept = window.clip(limits)
+    inside = np.mean(template.sum(axis=(1, 2)) / total)
+    seen = 0.0 if kept.empty else np.mean(template[kept.within(window)].sum(axis=(1, 2)) / total)
+    beyond = inside - seen
+    return float(np.clip(1 - inside + (beyond if beyond > BEYOND else 0), 0, 1))
+
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c025
 def fraction_of_others(outcome: Outcome, flux_cond) -> np.ndarray:
     "Light of other sources over own light, weighted with the own profile, [S, B]."
@@ -330,11 +357,13 @@ def measure_quality(
     flux_cond,  # conditional errors of the fluxes, [S, B]
     excess,  # photon variance over that of the sky, [B, H, W]
     shown,  # sources that appear in the result, bool [S]
+    open_sides=(False,) * 4,  # sides of the image beyond which there are pixels (`FitOptions.open_sides`)
 ) -> Quality:
     "Quality numbers of the sources in `shown`, and their model images on the sky."
     plan, state = outcome.plan, outcome.state
     shape, pixels = state.flux.shape, plan.pixels
     chi2, npix, masked = np.zeros(shape), np.zeros(shape, int), np.ones(shape)
+    lost = np.full(len(shown), np.nan)
     chi2_image = state.residual**2 / (1 + excess)
     flux, sky = state.flux.astype(np.float32), state.sky.astype(np.float32)
     model = np.tile(sky[:, None, None], (1, *pixels.weight.shape[1:]))
@@ -342,9 +371,9 @@ def measure_quality(
     for s in np.flatnonzero(shown & rendered).tolist():
         footprint = plan.footprints[s].window
         window, template = full_template(plan, state.stacks, state.theta, s)
-        part = footprint.within(window)
+        part, lost[s] = footprint.within(window), light_lost(template, window, pixels, open_sides)
         model[footprint.slices] += flux[s][:, None, None] * template[part]
         chi2[s], npix[s], masked[s] = _seen(
             template, part, pixels.weight[footprint.slices] > 0, chi2_image[footprint.slices]
         )
-    return Quality(chi2, npix, fraction_of_others(outcome, flux_cond), masked, model)
+    return Quality(chi2, npix, fraction_of_others(outcome, flux_cond), masked, model, lost)

@@ -14,7 +14,7 @@ from .footprints import MIN_HALF, PERIODS, Footprint, Pixels, overlapping_pairs
 from .normal import Plan, solved
 from .problem import STAR
 from .psf import waves
-from .render import PROFILES, L, N, Window, X, Y
+from .render import PROFILES, G, L, N, P, Window, X, Y
 from .shapes import size_matrix, size_matrix_derivatives
 from .steps import clip_to_limits, clip_to_trust_region, newton_step, prior_penalty, quadratic
 
@@ -49,13 +49,14 @@ def mean_pixels(pixels: Pixels) -> Pixels:
         weight=np.pad(weight, HALF)[None],
         psfs=(pixels.mean_psf,),
         cubes={},
+        offsets=(),
         sky_prior=mean_prior(pixels),
     )
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c011
 def _laws(
     kinds,  # `Kind` of each source, [S]
-    theta,  # parameters, [S, 6]
+    theta,  # parameters, [S, P]
     grid,  # frequencies, K by U
     profiles,  # "exact" or "mixture"
 ) -> np.ndarray:
@@ -72,12 +73,12 @@ def _laws(
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c012
 def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.ndarray:
-    """Unit-flux templates of many sources and their derivatives by all six parameters, in one band.
+    """Unit-flux templates of many sources and their derivatives by all parameters, in one band.
 
     Parameters
     ----------
     kinds : Kind [S]
-    theta : float [S, 6]
+    theta : float [S, P]
     corners : int [S, 2]
         x and y of the first pixel of each stamp of `2 * HALF + 1` pixels.
     grid : FrequencyGrid
@@ -87,7 +88,7 @@ def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.n
 
     Returns
     -------
-    float32 [S, 7, n, n]
+    float32 [S, 1 + P, n, n]
     """
     count, (K, U), n = len(kinds), transform.shape, 2 * HALF + 1
     spectra = (
@@ -101,9 +102,9 @@ def thumbnails(kinds, theta, corners, grid, transform, profiles="exact") -> np.n
     by_y = (ey * (-2j * np.pi * grid.v).astype(np.complex64)) @ spectra[:, :, 0]
     rows = (ey @ spectra.reshape(count, K, 5 * U)).reshape(count, n, 5, U).transpose(2, 0, 1, 3)
     rows = np.concatenate([rows[:1], by_y[None], rows[1:]])
-    out = np.empty((count, 7, n, n), np.float32)
+    out = np.zeros((count, 1 + P, n, n), np.float32)  # nothing changes by g: there is only one band
     out[:, 1] = _real_products(rows[:1], ex * grid.tilts)[0]
-    out[:, [0, 2, 3, 4, 5, 6]] = _real_products(rows, ex).transpose(1, 0, 2, 3)
+    out[:, [0, *range(2, 1 + G)]] = _real_products(rows, ex).transpose(1, 0, 2, 3)
     return out
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c013
@@ -138,7 +139,7 @@ def small_plan(plan: Plan, theta) -> Plan:
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c018
 def _small_stacks(
     small: Plan,  # the mean image and the small stamps
-    theta,  # parameters, [S, 6]
+    theta,  # parameters, [S, P]
     grid,  # frequencies, K by U
     transform,  # transform of the mean PSF, complex64 [K, U]
 ) -> list:
@@ -164,7 +165,7 @@ DAMPING = 1e-3  # damping factor of every source in them, as in the first step o
 
 # %% ../../nbs/06_fit/13_warm_start.ipynb #c022
 def warm_start(plan: Plan, rules, theta) -> np.ndarray:
-    """Parameters [S, 6] after two steps from `theta` [S, 6], inside the limits, on stamps of the mean image.
+    """Parameters [S, P] after two steps from `theta` [S, P], inside the limits, on stamps of the mean image.
 
     A source keeps its start parameters where the first step did not help, or if it took no part. The second
     step is not judged.

@@ -16,15 +16,16 @@ from scipy.spatial import cKDTree
 from ..core.columns import as_declared, fit_columns, name_in_band
 from ..core.geometry import Box
 from ..epsf.patch_psf import PatchPSF
-from ..fit.flags import FitFlag, FitStatus
+from ..fit.flags import BandFlag, FitFlag, FitStatus
 from ..fit.footprints import Footprint, Pixels, period_for, semi_major
 from ..fit.model import FittedSource, add_source
 from ..fit.problem import FitResult, Kind, PixelPSF
 from ..fit.render import Window
 from ..fit.shapes import native_from_catalog
+from ..fit.verdict import odd_fluxes
 from ..inputs.band import MaskBit
 from .payload import BandCut, Payload
-from .problem import pixel_psf
+from .problem import band_offset, pixel_psf
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013
 def psf_columns(psfs: dict[str, PatchPSF], min_stars: int) -> dict[str, object]:
@@ -65,6 +66,15 @@ def shape_columns(kind: np.ndarray, result: FitResult) -> dict[str, np.ndarray]:
         "THETA_err_fit": only(result.theta_err, galaxy),
     }
 
+# %% ../../nbs/07_patches/03_catalog.ipynb #gradcode
+def gradient_columns(result: FitResult) -> dict[str, np.ndarray]:
+    "How radii change with wavelength; NaN where they do not."
+    nothing = np.full(len(result.x), np.nan)
+    return {
+        "size_gradient_fit": nothing if result.gradient is None else result.gradient,
+        "size_gradient_err_fit": nothing if result.gradient_err is None else result.gradient_err,
+    }
+
 # %% ../../nbs/07_patches/03_catalog.ipynb #c013a
 def optimizer_columns(result: FitResult) -> dict[str, object]:
     "How the fit of each source ended."
@@ -77,6 +87,7 @@ def optimizer_columns(result: FitResult) -> dict[str, object]:
         "flag_bound_stalled_which_parameter": [",".join(names) for names in result.at_bound],
         "fit_status": [FitStatus(s).text for s in result.status],
         "fit_flags": result.flags.astype(np.int64),
+        "fracwindow": np.nan if result.fracwindow is None else result.fracwindow,
     }
 
 
@@ -201,7 +212,10 @@ def mask_bits(
     )
     theta = np.column_stack([result.x, result.y, *shape, np.where(kind == Kind.SERSIC, result.n, 1)])
     nothing = np.zeros((1, 0, 0), np.float32)
-    pixels = Pixels(nothing, nothing, tuple(pixel_psf(psfs[name], payload.patch) for name in bits), {})
+    stamps, offsets = zip(
+        *((pixel_psf(psfs[name], payload.patch), band_offset(psfs[name], payload.patch)) for name in bits)
+    )
+    pixels = Pixels(nothing, nothing, stamps, {}, offsets=offsets)
     columns = [bands.index(name) for name in bits]
     for s in range(len(kind)):
         found[s, columns] = source_bits(list(bits.values()), int(kind[s]), theta[s], pixels)
@@ -233,7 +247,8 @@ def measured_columns(
 ) -> dict[str, object]:
     "All fit columns: of one result for all bands, or of one for each band, whose names then tell the band."
     if together:
-        return solution_columns(kind, results[0], roi) | band_columns(results[0], psfs)
+        solution = solution_columns(kind, results[0], roi) | gradient_columns(results[0])
+        return solution | band_columns(results[0], psfs)
     columns: dict[str, object] = {}
     for (band, psf), result in zip(psfs.items(), results):
         solution = solution_columns(kind, result, roi)
@@ -269,6 +284,27 @@ def saturation_columns(cuts, results: Sequence[FitResult], columns: dict) -> dic
     return new | (
         {"fit_flags": columns["fit_flags"] | np.where(common, flag, 0)} if "fit_flags" in columns else {}
     )
+
+# %% ../../nbs/07_patches/03_catalog.ipynb #worth
+def worth_columns(
+    psfs: dict[str, PatchPSF],  # by band
+    results: Sequence[FitResult],  # one for all bands, or one for each
+    place: np.ndarray,  # of the bands along the spectrum (`fit.verdict.band_places`), [B]
+) -> dict[str, object]:
+    "Aperture fluxes, misfits and `flags_{band}` of all bands; none where they were not measured."
+    if any(result.worth is None or result.band_flags is None for result in results):
+        return {}
+    flux, error, bits = (
+        np.concatenate([getattr(result, name) for result in results], axis=1)
+        for name in ("flux", "flux_err", "band_flags")
+    )
+    found = {
+        name: np.concatenate([getattr(result.worth, name) for result in results], axis=1)
+        for name in ("apflux", "apflux_resid", "misfit")
+    }
+    odd = odd_fluxes(flux, error, found["misfit"], place)
+    found["flags"] = bits | np.where(odd, int(BandFlag.ODD_FLUX), 0)
+    return {f"{name}_{band}": values[:, b] for name, values in found.items() for b, band in enumerate(psfs)}
 
 # %% ../../nbs/07_patches/03_catalog.ipynb #depth_code
 def noise_around(
@@ -339,6 +375,7 @@ def patch_catalog(
     kind: np.ndarray,  # `Kind` of each source, [S]
     results: Sequence[FitResult],  # one for all bands, or one for each
     settings,  # the `patch_run` section of the configuration
+    place=None,  # of the bands along the spectrum, [B]; their order if not given
 ) -> pd.DataFrame:
     """Catalog of all sources that took part in the fit, in the payload's order.
 
@@ -353,6 +390,7 @@ def patch_catalog(
         **measured_columns(kind, results, psfs, payload.patch.roi, together),
         **mask_columns(payload, psfs, kind, results),
         **depth_columns(payload, psfs),
+        **worth_columns(psfs, results, np.arange(len(psfs)) if place is None else place),
     }
     columns |= saturation_columns(payload.bands, results, columns)
     add_sky_maps(columns, payload)

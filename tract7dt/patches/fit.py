@@ -22,6 +22,7 @@ from ..fit.flags import FitStatus
 from ..fit.problem import FitProblem, FitResult
 from ..fit.tractor.engine import fit_tractor, fit_tractor_bands
 from ..fit.tractor.scene import TractorSettings
+from ..fit.verdict import band_places
 from .catalog import patch_catalog
 from .geometry import Patch, build_patches
 from .payload import Payload, build_patch_inputs
@@ -187,7 +188,7 @@ def fit_patch(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> PatchFit:
     payload = with_saturation(payload, psfs)
     problem = fit_problem(payload, psfs, cfg)
     results = solve(problem, payload, cfg.patch_run)
-    table = patch_catalog(payload, psfs, problem.sources.kind, results, cfg.patch_run)
+    table = patch_catalog(payload, psfs, problem.sources.kind, results, cfg.patch_run, band_places(problem))
     return PatchFit(payload, psfs, problem, results, together, table, time.perf_counter() - start)
 
 # %% ../../nbs/07_patches/04_fit.ipynb #c023

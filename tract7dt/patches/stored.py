@@ -88,10 +88,12 @@ def fitted_parameters(
         ab="ab_fit",
         theta="THETA_fit",
         n="sersic_n_fit",
+        gradient="size_gradient_fit",
     )
     columns = {
         name: table[column_for(table, column, band)].to_numpy(float, na_value=np.nan)
         for name, column in names.items()
+        if name != "gradient" or column in table
     }
     return Start.of(Sources(kind, **columns))
 

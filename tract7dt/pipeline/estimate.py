@@ -13,6 +13,8 @@ from ..config.schema import Config
 from ..core.resources import worker_count
 from ..core.statistics import FWHM_OF_SIGMA
 from ..epsf.band_task import QUICK_SNR, QUICK_STARS, StarsSeen
+from ..epsf.build import first_registration
+from ..epsf.registration import registration_words
 from ..epsf.tasks import band_workers, memory_needed
 from ..patches.geometry import Patch
 from ..tile.noise import factors_of, stated_by
@@ -91,6 +93,16 @@ def star_lines(seen: dict[str, StarsSeen]) -> list[str]:
     ]
     return [f"stars of S/N {QUICK_SNR:g} for the ePSF in the middle of the frame: {', '.join(counts)}"]
 
+# %% ../../nbs/10_pipeline/08_estimate.ipynb #reg1
+def band_offset_lines(tile: Tile, cfg: Config, seen: dict[str, StarsSeen]) -> list[str]:
+    "How the bands lie against each other at a first look; nothing where that is not asked for or not seen."
+    if cfg.registration.bands == "none" or len(tile.bands) < 2 or cfg.epsf.psf_fits is not None:
+        return []
+    found = first_registration(seen, tile.shape)
+    if not found.table()["stars"].any():
+        return []
+    return [f"{registration_words(found)}, at a first look"]
+
 # %% ../../nbs/10_pipeline/08_estimate.ipynb #c026a
 def report(
     tile: Tile,  # as loaded
@@ -114,6 +126,7 @@ def report(
         *sky_lines(tile),
         *noise_lines(tile, widths),
         *registration_lines(tile),
+        *band_offset_lines(tile, cfg, seen),
         *star_lines(seen),
         f"{len(tile.catalog)} sources, {len(rows)} to measure in {len(made)} patches",
         f"candidates for the ePSF: {stars} active rows of type STAR, {gaia} active Gaia stars, and "

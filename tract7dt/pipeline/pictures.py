@@ -38,6 +38,7 @@ from tract7dt.plots.field import (
     bright_mask_overlay,
     display_step,
     gaia_overlay,
+    registration_sheet,
     sky_sheet,
     white_after_crop,
     white_before_crop,
@@ -442,6 +443,14 @@ def draw_band(
         )
     return [problem for problem in problems if problem]
 
+# %% ../../nbs/10_pipeline/04_pictures.ipynb #reg1
+def draw_registration(grid: EPSFGrid, cfg: Config, layout: Layout) -> str:
+    "Draw how the bands lie against each other, where that was measured; what went wrong in words."
+    remove(layout.registration_sheet)
+    if grid.registration is None:
+        return ""
+    return draw(layout.registration_sheet, cfg.plotting.dpi, registration_sheet, grid.registration)
+
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c021b
 def draw_epsf(
     grid: EPSFGrid,  # PSFs of all bands and cells
@@ -465,7 +474,7 @@ def draw_epsf(
                 band_problems(future, job[0].name)
                 for future, job in [(pool.submit(draw_band, *job), job) for job in jobs]
             ]
-    warn(*sum(problems, []))
+    warn(*sum(problems, []), draw_registration(grid, cfg, layout))
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c025
 def montage_rows(shown: np.ndarray, settings) -> np.ndarray:

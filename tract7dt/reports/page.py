@@ -183,6 +183,33 @@ def sky_section(run: FinishedRun) -> str:
     picture = photo_html(run.layout.sky_sheet, "Sky of each band around its median")
     return frame_html(rows.round(3).reset_index()) + told + picture
 
+# %% ../../nbs/11_reports/01_page.ipynb #reg1
+SHOWN_OF_REGISTRATION = {  # columns of `registration.csv` and what they are called in the report
+    "band": "band",
+    "stars": "stars",
+    "degree": "degree",
+    "x_middle": "x in the middle (pix)",
+    "y_middle": "y in the middle (pix)",
+    "largest": "largest anywhere (pix)",
+    "before": "scatter against other bands (pix)",
+    "after": "the same with offsets, held-out stars (pix)",
+    "scatter": "of single stars beyond errors (pix)",
+}
+
+
+def registration_section(run: FinishedRun) -> str:
+    "How the bands lie against each other: table and arrows."
+    path = run.layout.registration_csv
+    if not path.exists():
+        return paragraph("Not measured: how the bands lie against each other.")
+    table = read_csv(path, Layout.registration_csv.made_by, tuple(SHOWN_OF_REGISTRATION))
+    shown = table[list(SHOWN_OF_REGISTRATION)].rename(columns=SHOWN_OF_REGISTRATION)
+    numbers = {name: pd.to_numeric(shown[name]) for name in list(shown)[1:]}
+    told = "What each source's place in a band is more than its common one; the fit draws it there."
+    caption = "Stars where the other bands put them (blue), and the offsets that were measured (grey)"
+    picture = photo_html(run.layout.registration_sheet, caption)
+    return paragraph(told) + frame_html(shown.assign(**numbers).round(3)) + picture
+
 # %% ../../nbs/11_reports/01_page.ipynb #c010report
 def zero_point_figure(stars: pd.DataFrame, zeros: pd.DataFrame) -> Figure:
     "Zero points of single stars minus that of their band, against magnitude, a panel for each band."
@@ -494,6 +521,7 @@ SECTIONS = {
     "Failures": failures,
     "Bands": bands_section,
     "Data, sky and noise": sky_section,
+    "Registration": registration_section,
     "Zero points": zero_points_section,
     "Field": pictures_section,
     "ePSFs": epsf_section,

@@ -22,6 +22,7 @@ from tract7dt.core.columns import (
     STATE_COLUMNS,
     all_columns,
     as_declared,
+    column_for,
     describe,
     final_columns,
     fit_columns,
@@ -32,7 +33,7 @@ from ..core.errors import UserError, list_some
 from ..core.geometry import to_sky
 from ..core.reading import damaged, quiet, read_csv, reading
 from ..core.writing import atomic_path, file_fingerprint
-from ..fit.flags import FitFlag, describe_flags, is_negative, is_reliable
+from ..fit.flags import BandFlag, FitFlag, describe_flags, is_negative, is_reliable
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -117,41 +118,46 @@ def psf_flags(seen: np.ndarray, own: np.ndarray) -> np.ndarray:
     return combined({FitFlag.ANALYTIC_PSF: short, FitFlag.ANALYTIC_PSF_IN_BAND: (seen & ~own).any(axis=1)})
 
 # %% ../../nbs/08_results/01_merge.ipynb #neg
-def negative_in(table: pd.DataFrame, bands) -> np.ndarray:
-    "Whether the flux of each source in each band is negative beyond doubt, bool [rows, bands]."
-    missing = pd.Series(np.nan, table.index)
-    return np.stack(
-        [
-            is_negative(
-                *(
-                    table.get(f"{name}_{band}_fit", missing).to_numpy(float, na_value=np.nan)
-                    for name in ("FLUX", "FLUXERR")
-                )
-            )
-            for band in bands
-        ],
-        axis=1,
-    )
-
-
 def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> np.ndarray:
     "Bit mask (int64) per row of negative fluxes; as `psf_flags`, with bands that are `negative`."
     left, some = (seen & own & ~negative).sum(axis=1), negative.any(axis=1)
     short = some & (left < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9)
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
 
-# %% ../../nbs/08_results/01_merge.ipynb #sat02
+# %% ../../nbs/08_results/01_merge.ipynb #bandbits
 PROFILE_NEEDED = 0.5  # share of a source's profile that must lie on good pixels
+POOR_PSF = 0.03  # predicted fractional error of a star's flux above which a PSF is poor
+WINDOW_LOSS = (0.05, 5.0)  # what a window misses: share of the light, and errors of the flux
 
 
-def lost_cores(table: pd.DataFrame, bands) -> np.ndarray:
-    "Whether more than half of the profile of each source is masked or was not observed, bool [rows, bands]."
-    lost = np.zeros((len(table), len(bands)), bool)
-    for b, band in enumerate(bands):
-        if f"fracmasked_{band}_fit" in table:
-            masked = table[f"fracmasked_{band}_fit"].to_numpy(float, na_value=np.nan)
-            lost[:, b] = masked > 1 - PROFILE_NEEDED
-    return lost
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    "A column as floats, NaN where it is missing."
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return table[name].to_numpy(float, na_value=np.nan)
+
+
+def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
+    "Bits of `BandFlag` of all rows in a band, int64: those of the fit, and those that follow from columns."
+    flux, error = numbers(table, f"FLUX_{band}_fit"), numbers(table, f"FLUXERR_{band}_fit")
+    source = table.get(f"psf_source_{band}", pd.Series("", table.index)).fillna("")
+    lost = np.nan_to_num(numbers(table, column_for(table, "fracwindow", band)))
+    stored = np.nan_to_num(numbers(table, f"flags_{band}")).astype(np.int64)
+    return stored | combined(
+        {
+            BandFlag.NO_DATA: ~np.isfinite(error),
+            BandFlag.MASKED: numbers(table, f"fracmasked_{band}_fit") > 1 - PROFILE_NEEDED,
+            BandFlag.ANALYTIC_PSF: source.eq("analytic").to_numpy(bool),
+            BandFlag.POOR_PSF: numbers(table, f"psf_eps_pred_{band}") > POOR_PSF,
+            BandFlag.NEGATIVE_FLUX: is_negative(flux, error),
+            BandFlag.WINDOW_TOO_SMALL: (lost > WINDOW_LOSS[0]) & (lost * flux > WINDOW_LOSS[1] * error),
+        }
+    )
+
+# %% ../../nbs/08_results/01_merge.ipynb #bandbits2
+def all_band_bits(table: pd.DataFrame, bands) -> np.ndarray:
+    "The same in all bands, int64 [rows, bands]."
+    return np.stack([band_bits(table, band) for band in bands], axis=1)
 
 # %% ../../nbs/08_results/01_merge.ipynb #c012c
 def final_flags(table: pd.DataFrame) -> np.ndarray:
@@ -167,27 +173,39 @@ def final_reasons(table: pd.DataFrame, flags: np.ndarray) -> pd.Series:
     return reason.mask(reason.eq("") & ((flags & int(FitFlag.NO_DATA)) != 0), "no_data")
 
 # %% ../../nbs/08_results/01_merge.ipynb #c012d
-def verdict(flags: np.ndarray) -> dict[str, object]:
-    "The columns that follow from flags."
+def few_flags(seen: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Bit mask (int64) per row of too few reliable bands; `seen`: bands with data, `good`: those of them with
+    nothing wrong, bool [rows, bands].
+    """
+    few = (seen & good).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
+    return combined({FitFlag.FEW_RELIABLE_BANDS: few})
+
+
+def verdict(flags: np.ndarray, reliable: np.ndarray | None = None) -> dict[str, object]:
+    "The columns that follow from flags; `reliable` (bool) where that does not follow from them alone."
     return {
         "fit_flags": flags,
-        "fit_is_reliable": is_reliable(flags),
+        "fit_is_reliable": is_reliable(flags) if reliable is None else reliable,
         "fit_quality_issues": [describe_flags(f) for f in flags],
     }
 
+# %% ../../nbs/08_results/01_merge.ipynb #addverdicts
+def verdicts_in_bands(bands, bits: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
+    "`flags_{band}` and `reliable_{band}` from arrays [rows, bands]."
+    flags = {f"flags_{band}": bits[:, b] for b, band in enumerate(bands)}
+    return flags | {f"reliable_{band}": good[:, b] for b, band in enumerate(bands)}
+
 
 def add_verdicts(table: pd.DataFrame, bands) -> pd.DataFrame:
-    """The joined table with final `fit_flags`, `excluded_reason`, `fit_is_reliable`, `fit_quality_issues` and
-    `reliable_{band}`.
+    """The joined table with final `fit_flags`, `excluded_reason`, `fit_is_reliable`, `fit_quality_issues`,
+    `flags_{band}` and `reliable_{band}`.
     """
-    flags, own = final_flags(table), with_own_psf(table, bands)
-    seen = np.stack(
-        [np.isfinite(table[f"FLUXERR_{band}_fit"].to_numpy(float, na_value=np.nan)) for band in bands], axis=1
-    )
-    negative = negative_in(table, bands)
-    good = is_reliable(flags)[:, None] & seen & own & ~negative & ~lost_cores(table, bands)
-    flags = flags | psf_flags(seen, own) | negative_flags(seen, own, negative)
-    columns = {f"reliable_{band}": good[:, b] for b, band in enumerate(bands)}
+    flags, own, bits = final_flags(table), with_own_psf(table, bands), all_band_bits(table, bands)
+    seen, clean = (bits & int(BandFlag.NO_DATA)) == 0, bits == 0
+    negative = (bits & int(BandFlag.NEGATIVE_FLUX)) != 0
+    good = is_reliable(flags)[:, None] & clean
+    flags = flags | psf_flags(seen, own) | negative_flags(seen, own, negative) | few_flags(seen, clean)
+    columns = verdicts_in_bands(bands, bits, good)
     return table.assign(excluded_reason=final_reasons(table, flags), **verdict(flags), **columns)
 
 # %% ../../nbs/08_results/01_merge.ipynb #c015
@@ -229,13 +247,19 @@ def summary_flags(table: pd.DataFrame, by_band: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/08_results/01_merge.ipynb #c015a
 def add_verdicts_by_band(table: pd.DataFrame, bands) -> pd.DataFrame:
-    "The joined table of bands fitted alone with the verdicts on each band and on each source."
-    by_band = flags_in_bands(table, bands)
-    flags, columns, lost = summary_flags(table, by_band), {}, lost_cores(table, bands)
+    """The joined table of bands fitted alone with the verdicts on each band and on each source.
+
+    A hard flag of one band concerns that band; the source is reliable where enough of its bands are.
+    """
+    by_band, bits = flags_in_bands(table, bands), all_band_bits(table, bands)
+    seen, good = (bits & int(BandFlag.NO_DATA)) == 0, is_reliable(by_band) & (bits == 0)
+    few = few_flags(seen, good)
+    flags = summary_flags(table, by_band) | few
+    columns: dict = verdicts_in_bands(bands, bits, good)
     for b, band in enumerate(bands):
         columns |= {name_in_band(name, band): values for name, values in verdict(by_band[:, b]).items()}
-        columns[f"reliable_{band}"] = is_reliable(by_band[:, b]) & ~lost[:, b]
-    columns |= verdict(flags) | {"excluded_reason": final_reasons(table, flags)}
+    reliable = is_reliable(common_flags(table) | few) & seen.any(axis=1)
+    columns |= verdict(flags, reliable) | {"excluded_reason": final_reasons(table, flags)}
     kept = table.drop(columns=[name for name in columns if name in table])
     return pd.concat([kept, pd.DataFrame(columns, index=table.index)], axis=1)
 

@@ -20,15 +20,16 @@ from ..core.columns import column_for
 from ..core.errors import UserError
 from ..core.geometry import Box, strips
 from ..core.statistics import robust_scatter
+from ..core.wavelengths import wavelength_nm
 from ..core.writing import atomic_path
-from ..fit.footprints import MAX_HALF, Footprint, Pixels, largest_half, period_for
+from ..fit.footprints import Footprint, Pixels, largest_half, period_for
 from ..fit.model import FittedSource, add_source
-from ..fit.problem import Kind
+from ..fit.problem import Kind, log_wavelengths
 from ..fit.render import Window
 from ..inputs.band import Band, MaskBit
 from ..patches.geometry import Patch
 from ..patches.payload import BandCut, Payload
-from ..patches.problem import load_psfs, pixel_psf
+from ..patches.problem import band_offset, load_psfs, pixel_psf
 from ..patches.stored import fitted_parameters
 from .finished import FinishedRun
 
@@ -76,11 +77,19 @@ def skies(catalog: pd.DataFrame, band: Band) -> dict[str, float]:
     sky = table.groupby("patch_tag")["sky"].median().dropna()
     return sky.drop("", errors="ignore").to_dict()
 
+# %% ../../nbs/08_results/04_model_images.ipynb #wavecode
+def log_wavelength(run: FinishedRun, band: str) -> np.ndarray | None:
+    "ln wavelength of a band over the mean of all bands of the run, [1]; None where one is not known."
+    names = [one.name for one in run.bands]
+    ratios = log_wavelengths([wavelength_nm(name, run.cfg.inputs.wavelengths) for name in names])
+    return None if ratios is None else ratios[[names.index(band)]]
+
 # %% ../../nbs/08_results/04_model_images.ipynb #c009
-def reach_of(cfg: Config) -> float:
-    "Pixels beyond which no source of a run has light."
+def reach_of(cfg: Config, sources: BandSources) -> np.ndarray:
+    "Pixels beyond which sources of a run have no light, [S]."
     stamps = (cfg.epsf.final_psf_size, cfg.moffat_psf.radius_pix, cfg.patch_run.fallback_stamp_radius_pix)
-    return MAX_HALF + 2 * max(stamps)
+    own = [largest_half(kind, theta, 0) for kind, theta in zip(sources.kind, sources.theta)]
+    return np.array(own, float) + 2 * max(stamps)
 
 
 def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
@@ -97,7 +106,15 @@ def psf_pixels(run: FinishedRun, band: Band, tag: str) -> Pixels:
         str(band.path),
     )
     psf = load_psfs(Payload(patch, (cut,), pd.DataFrame()), run.layout, run.cfg)[band.name]
-    return Pixels(none, none, (pixel_psf(psf, patch),), {}, run.cfg.patch_run.profiles)
+    return Pixels(
+        none,
+        none,
+        (pixel_psf(psf, patch),),
+        {},
+        run.cfg.patch_run.profiles,
+        log_wavelength=log_wavelength(run, band.name),
+        offsets=(band_offset(psf, patch),),
+    )
 
 # %% ../../nbs/08_results/04_model_images.ipynb #c009a
 def largest_footprint(source: FittedSource, frame: Window, psf_radius: int) -> Footprint:
@@ -134,7 +151,7 @@ def draw_strip(
         part = run.patches[tag].base.clip(box)
         if not part.is_empty:
             image[part.shift(-box.x0, -box.y0).slices] = level
-    strip, y, reach = Window(box.x0, box.x1, box.y0, box.y1), sources.theta[:, 1], reach_of(run.cfg)
+    strip, y, reach = Window(box.x0, box.x1, box.y0, box.y1), sources.theta[:, 1], reach_of(run.cfg, sources)
     near = np.flatnonzero((y > box.y0 - reach) & (y < box.y1 + reach))
     for tag in np.unique(sources.patch[near]):
         rows = near[sources.patch[near] == tag]

@@ -96,7 +96,8 @@ def sound_fits(stars: pd.DataFrame, band: str) -> np.ndarray:
     reliable = stars[column_for(stars, "fit_is_reliable", band)].astype(bool).to_numpy()
     name = column_for(stars, "fit_flags", band)
     flags = stars[name].fillna(0).to_numpy(np.int64) if name in stars else np.zeros(len(stars), np.int64)
-    return reliable | (flags & int(HARD_FLAGS) == int(FitFlag.ANALYTIC_PSF))
+    hard = flags & int(HARD_FLAGS) & ~int(FitFlag.FEW_RELIABLE_BANDS)
+    return reliable | (hard == int(FitFlag.ANALYTIC_PSF))
 
 # %% ../../nbs/08_results/02_zero_points.ipynb #c014a
 def band_stars(catalog: pd.DataFrame, gaia: pd.DataFrame, band: str) -> pd.DataFrame:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..core.errors import Problems, list_some
 from ..core.geometry import Box, to_sky
+from ..core.wavelengths import unknown_wavelengths
 from ..inputs.band import Band, median_weight, relative_factor
 from ..inputs.catalog import Catalog, read_catalog
 from ..inputs.gaia_table import check_gaia, stages_using_gaia
@@ -74,6 +75,23 @@ def warn_of_zipped(bands, problems: Problems) -> None:
             f"in {gettempdir()}; use plain or tile-compressed FITS (fpack) if that is too much, or set TMPDIR"
         )
 
+# %% ../../nbs/04_tile/05_load.ipynb #wavecode
+def check_wavelengths(cfg, bands: list[str], problems: Problems) -> None:
+    "Complain of wavelengths of bands that are not there, and of bands without one where it is needed."
+    given = cfg.inputs.wavelengths or {}
+    strange = [band for band in given if band not in bands]
+    if strange:
+        problems.error(
+            f"inputs.wavelengths: no band {list_some(strange)}; the image list has {list_some(bands)}"
+        )
+    settings, unknown = cfg.patch_run, unknown_wavelengths(bands, given)
+    together = settings.engine == "native" and settings.enable_multi_band_simultaneous_fitting
+    if settings.size_gradient and together and len(bands) > 1 and unknown:
+        problems.warn(
+            f"patch_run.size_gradient: the wavelength of {list_some(unknown)} is not known, so galaxies have "
+            "one radius for all bands; give it, in nm, as inputs.wavelengths: {band: nm}"
+        )
+
 # %% ../../nbs/04_tile/05_load.ipynb #c026i
 def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     """Check headers, catalog and Gaia table; of pixels only a few rows are read.
@@ -89,6 +107,7 @@ def check_inputs(cfg) -> tuple[tuple[Band, ...], Catalog | None, Problems]:
     warn_of_zipped(bands, problems)
     if not problems.errors:
         warn_of_coarse(bands, problems)
+        check_wavelengths(cfg, [band.name for band in bands], problems)
     if catalog is not None and not problems.errors:
         check_overlap(catalog.table, bands, cfg.inputs.input_catalog, problems)
     return bands, catalog, problems

@@ -6,7 +6,6 @@
 __all__ = ['SourceInspector']
 
 # %% ../../nbs/12_widgets/04_source.ipynb #imports
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.errors import UserError
+from ..core.wavelengths import WIDTHS_NM, wavelength_nm
 from ..fit.flags import FLAGS
 from ..inputs.start_values import start_shapes
 from ..plots.base import PALETTE
@@ -26,45 +26,15 @@ from .base import Inspector, Picture, choices, full_table_html, number, remember
 from .patch import PatchView, flags_of, read_patch
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c008
-WIDTHS_NM = {  # full width of each band; medium bands of a name m<centre>, wide ones with a w, broad ones
-    **{f"m{centre}": 25.0 for centre in range(400, 900, 25)},
-    "m386": 27.0,
-    "m438": 28.0,
-    "m483": 36.0,
-    "m512": 30.0,
-    "m534": 25.0,
-    "m561": 21.0,
-    "m586": 26.0,
-    "m615": 26.0,
-    "m640": 20.0,
-    "m661": 26.0,
-    "m375w": 45.0,
-    "m425w": 45.0,
-    "m466w": 45.0,
-    "m692w": 47.0,
-    "m710w": 47.0,
-    "m769w": 48.0,
-    "m832w": 45.0,
-    "u": 60.0,
-    "g": 115.0,
-    "r": 115.0,
-    "i": 100.0,
-    "z": 100.0,
-}
-# centres of the broad bands
-BROAD_NM = {"u": 350.0, "g": 475.0, "r": 625.0, "i": 770.0, "z": 900.0}
+def wavelengths(bands, given=None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Central wavelengths and full widths (nm) of the bands; None when one of them is unknown.
 
-
-def centre_nm(band: str) -> float:
-    "Central wavelength of a known band."
-    return BROAD_NM.get(band) or float(re.sub(r"\D", "", band))
-
-
-def wavelengths(bands) -> tuple[np.ndarray, np.ndarray] | None:
-    "Central wavelengths and full widths (nm) of the bands; None when one of them is unknown."
-    if not all(band in WIDTHS_NM for band in bands):
+    `given` are those of `inputs.wavelengths`, by band; the width of one that has no other is 0.
+    """
+    centres = np.array([wavelength_nm(band, given) for band in bands])
+    if not np.isfinite(centres).all():
         return None
-    return np.array([centre_nm(band) for band in bands]), np.array([WIDTHS_NM[band] for band in bands])
+    return centres, np.array([WIDTHS_NM.get(band, 0.0) for band in bands])
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c011
 @dataclass(frozen=True, eq=False)

@@ -312,6 +312,26 @@ class EpsfFiles(Folders):
         "The picture of all stamps of a band."
         return self.epsf_dir / safe_name(band) / "epsf_sheet.png"
 
+# %% ../../nbs/02_workdir/00_layout.ipynb #p014reg
+REGISTRATION = (
+    *("band", "degree", "stars", "x_middle", "y_middle", "largest", "before", "after", "scatter"),
+    *(f"{axis}_{term}" for axis in "xy" for term in ("1", "u", "v", "uu", "uv", "vv")),
+)
+
+
+class RegistrationFiles(Folders):
+    "How the bands lie against each other."
+
+    @file("epsf_dir", made_by="run-epsf", columns=REGISTRATION)
+    def registration_csv(self) -> Path:
+        "How far each band lies from the others, a polynomial of the place, in pixels."
+        return self.epsf_dir / "registration.csv"
+
+    @file("epsf_dir", made_by="run-epsf")
+    def registration_sheet(self) -> Path:
+        "Picture of that: arrows over the field, a panel for each band."
+        return self.epsf_dir / "registration.png"
+
 # %% ../../nbs/02_workdir/00_layout.ipynb #p015
 class CellFiles(Folders):
     "The ePSF of one band in one cell."
@@ -499,6 +519,7 @@ class Layout(
     TilePictures,
     NoiseFiles,
     EpsfFiles,
+    RegistrationFiles,
     CellFiles,
     PatchFiles,
     FitFiles,

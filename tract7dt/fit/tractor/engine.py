@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..flags import BLENDED_RATIO, DEGENERATE_RATIO, FitFlag, FitStatus, is_negative, runaways
+from ..flags import BLENDED_RATIO, DEGENERATE_RATIO, BandFlag, FitFlag, FitStatus, is_negative
 from ..parameters import Start
 from ..problem import FitProblem, FitResult, Kind
-from ..render import L, N
+from ..render import L, N, Window
 from ..shapes import catalog_from_native
-from .measure import Errors, Solved, measure, native_covariance
+from .measure import Errors, Solved, measure, native_covariance, wide_templates
 from tract7dt.fit.tractor.scene import (
     Scene,
     TractorSettings,
@@ -31,6 +31,8 @@ from tract7dt.fit.tractor.scene import (
     require_tractor,
 )
 from ..uncertainty import parameter_errors
+from ..verdict import with_verdict
+from ..worth import EndOfFit, Measured, Worth, join_worth, measure_worth, no_worth
 
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #logger
 log = logging.getLogger(__name__)
@@ -147,13 +149,6 @@ def blank_columns(problem: FitProblem, start: Start) -> dict[str, Any]:
         "status": np.where(start.usable, FitStatus.NO_DATA, FitStatus.FAILED).astype(np.uint8),
     }
 
-# %% ../../../nbs/06_fit/21_tractor_engine.ipynb #width
-def mean_width(problem: FitProblem) -> float:
-    "Mean FWHM of the PSFs as Gaussians of the same effective area, pixels."
-    psfs = [band.psf for band in problem.bands]
-    areas = [np.sum(p.stamp) ** 2 / np.sum(p.stamp**2) / p.oversampling**2 for p in psfs]
-    return float(np.sqrt(2 * np.log(2) / np.pi * np.mean(areas)))
-
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #c018
 def raise_flags(
     problem: FitProblem,  # with the size of the images
@@ -182,8 +177,6 @@ def raise_flags(
         FitFlag.START_CLIPPED: start.clipped,
         FitFlag.BLENDED: inflation > BLENDED_RATIO,
         FitFlag.NEGATIVE_FLUX_IN_BAND: is_negative(columns["flux"], columns["flux_err"]).any(axis=1),
-        FitFlag.RUNAWAY: ~problem.sources.re_guessed
-        & runaways(columns["re"], problem.sources.re, mean_width(problem)),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(len(status), int))
 
@@ -207,6 +200,8 @@ def failed_result(problem: FitProblem) -> FitResult:
         ignored=np.zeros(problem.shape, bool),
         chi2_total=total_chi2(problem, model),
         flux_cov=_no_covariance(problem),
+        worth=no_worth(count, bands),
+        band_flags=np.full((count, bands), int(BandFlag.NO_DATA)),
     )
 
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #c020
@@ -284,6 +279,44 @@ def own_columns(
         "status": tractor_status(scene, stages, solved, at_bound),
     }
 
+# %% ../../../nbs/06_fit/21_tractor_engine.ipynb #worth
+REACH = 48  # half size of the squares in which the models of single sources are kept, pixels
+
+
+def own_models(scene: Scene, solved: Solved) -> list:
+    "Window and model [B, h, w] of each source in the fit, scaled counts; None off the images."
+    frame, bands = Window(0, scene.problem.shape[1], 0, scene.problem.shape[0]), len(scene.problem.bands)
+    places = np.where(np.isfinite(solved.values[:, :2]), solved.values[:, :2], -1e6)
+    windows = [Window.around(x, y, REACH).clip(frame) for x, y in places]
+    out = [None if w.empty else (w, np.zeros((bands, *w.shape), np.float32)) for w in windows]
+    for b in range(bands):
+        for k, wide in enumerate(wide_templates(scene, b)):
+            if wide is None or out[k] is None:
+                continue
+            light, x0, y0 = wide
+            where = Window(x0, x0 + light.shape[1], y0, y0 + light.shape[0])
+            both = where.clip(out[k][0])
+            if not both.empty:
+                out[k][1][b][both.within(out[k][0])] = solved.fluxes[k, b] * light[both.within(where)]
+    return out
+
+# %% ../../../nbs/06_fit/21_tractor_engine.ipynb #worth2
+def tractor_worth(scene: Scene, solved: Solved) -> Worth:
+    "What the fluxes of all sources are worth, from Tractor's model images."
+    problem, (shape, index) = scene.problem, (solved.fluxes.shape, scene.index)
+    others = np.setdiff1d(np.arange(len(problem.sources)), index)
+    sky = np.nan_to_num(solved.sky).astype(np.float32)[:, None, None]
+    residual = np.stack([band.image for band in problem.bands]) - solved.models
+    images = EndOfFit.of(problem, residual, solved.models - sky)
+    size = np.exp(native_from_soft(*solved.values[:, L:N].T)[0])
+    radius = np.where(problem.sources.kind[index] == Kind.STAR, 0, size)
+    found = Measured(*solved.values[:, :2].T, radius, solved.fluxes, solved.errors.flux_cond)
+    parts = [
+        measure_worth(problem, images, found, own_models(scene, solved)),
+        no_worth(len(others), shape[1]),
+    ]
+    return join_worth(parts, [np.ones(len(p.misfit), bool) for p in parts], [index, others])
+
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #c026
 def assemble(scene: Scene, stages) -> FitResult:
     "The result of all sources, from Tractor's objects as they are after the fit."
@@ -317,6 +350,7 @@ def assemble(scene: Scene, stages) -> FitResult:
         chi2_total=total_chi2(problem, solved.models),
         flux_cov=flux_cov,
         iterations=sum(stage.iterations for stage in stages),
+        worth=tractor_worth(scene, solved),
     )
 
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #c028
@@ -340,7 +374,7 @@ def fit_tractor(problem: FitProblem, settings: TractorSettings = AS_IN_070) -> F
             np.errstate(all="ignore"),
         ):
             scene = build_scene(problem, settings)
-            return assemble(scene, run_stages(scene, settings.staged))
+            return with_verdict(problem, assemble(scene, run_stages(scene, settings.staged)))
     except FAULTS as fault:
         log.warning(
             "Tractor failed: %s: %s; none of the %d sources is fitted, try patch_run.engine: native",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
-from ..footprints import HELD, MAX_HALF
+from ..footprints import HELD
 from ..linalg import inverse_spd
 from ..render import L, N
 from ..shapes import soft_jacobian
@@ -271,10 +271,13 @@ class Quality:
     fracmasked: np.ndarray
 
 # %% ../../../nbs/06_fit/20_tractor_measure.ipynb #c025
+TRACTOR_HALF = 64  # pixels around the image in which light of sources outside it is drawn, at least
+
+
 def wide_templates(scene: Scene, b: int) -> Iterator[tuple[np.ndarray, int, int] | None]:
     "Unit-flux template of each source and its corner (x0, y0) in region pixels; None where there is none."
     image, (height, width) = scene.tractor.images[b], scene.problem.shape
-    extra = int(MAX_HALF + image.psf.getRadius())
+    extra = int(TRACTOR_HALF + image.psf.getRadius())
     wcs = image.wcs.copy()
     wcs.dx, wcs.dy = float(extra), float(extra)
     blank = np.broadcast_to(np.float32(0), (height + 2 * extra, width + 2 * extra))

@@ -296,8 +296,13 @@ def native_stamp(psf, middle) -> np.ndarray:
     return stamp[first :: psf.oversampling, first :: psf.oversampling]
 
 # %% ../../../nbs/06_fit/19_tractor_scene.ipynb #c042
-def _flat_wcs(tractor: Any, margin: Margin, mended: bool):
-    "Pixel coordinates for Tractor in which radii are pixels; `mended`: with right derivatives by position."
+def _flat_wcs(
+    tractor: Any,  # Tractor's classes
+    margin: Margin,  # of the image
+    mended: bool,  # with right derivatives by position
+    move=(0.0, 0.0),  # how far the band lies from common positions in x and y, pixels
+):
+    "Pixel coordinates for Tractor in which radii are pixels."
 
     class PixelWCS(tractor.NullWCS):
         "Positions are pixels of the image without its margin."
@@ -305,7 +310,7 @@ def _flat_wcs(tractor: Any, margin: Margin, mended: bool):
         def cdInverseAtPosition(self, pos, src=None):
             return np.eye(2) if self.mended else super().cdInverseAtPosition(pos, src=src)
 
-    wcs = PixelWCS(pixscale=1.0, dx=float(margin.left), dy=float(margin.bottom))
+    wcs = PixelWCS(pixscale=1.0, dx=float(margin.left + move[0]), dy=float(margin.bottom + move[1]))
     wcs.mended = mended
     return wcs
 
@@ -324,12 +329,14 @@ def tractor_image(
 ):
     "One band as a Tractor image; only its sky can be fitted, or nothing where a prior holds the sky."
     band, (height, width) = problem.bands[b], problem.shape
-    psf = tractor.PixelizedPSF(native_stamp(band.psf, ((width - 1) / 2, (height - 1) / 2)))
+    middle = (width - 1) / 2, (height - 1) / 2
+    psf = tractor.PixelizedPSF(native_stamp(band.psf, middle))
+    move = (0.0, 0.0) if band.offset is None else band.offset.at(*middle)
     image = tractor.Image(
         data=margin.pad(band.image),
         inverr=margin.pad(np.sqrt(band.invvar)),
         psf=psf,
-        wcs=_flat_wcs(tractor, margin, mended),
+        wcs=_flat_wcs(tractor, margin, mended, move),
         sky=tractor.ConstantSky(0.0),
         photocal=tractor.FluxesPhotoCal(f"b{b}"),
         name=band.name,
