@@ -91,7 +91,7 @@ _UCDS |= {
     },
     "sky_{band}_fit": "instr.skyLevel",
     "apflux_{band}": _COUNT,
-    "apflux_resid_{band}": f"{_COUNT};stat.fit.residual",
+    "apflux_resid_{band}": f"stat.fit.residual;{_COUNT}",
     "FNU_{band}": "phot.flux.density;meta.main",
     "FNUERR_{band}": "stat.error;phot.flux.density",
     "MAG_{band}_fit": "phot.mag;meta.modelled",
