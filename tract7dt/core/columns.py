@@ -91,7 +91,7 @@ _UCDS |= {
     },
     "sky_{band}_fit": "instr.skyLevel",
     "apflux_{band}": _COUNT,
-    "apflux_resid_{band}": f"{_COUNT};stat.fit.residual",
+    "apflux_resid_{band}": f"stat.fit.residual;{_COUNT}",
     "FNU_{band}": "phot.flux.density;meta.main",
     "FNUERR_{band}": "stat.error;phot.flux.density",
     "MAG_{band}_fit": "phot.mag;meta.modelled",
@@ -135,7 +135,7 @@ _UCDS |= {
 
 # %% ../../nbs/00_core/06_columns.ipynb #c006
 def _columns(*rows) -> tuple[Column, ...]:
-    return tuple(Column(*row, ucd=_UCDS.get(row[0], "meta")) for row in rows)
+    return tuple(replace(Column(*row), ucd=_UCDS.get(row[0], "meta")) for row in rows)
 
 
 INPUT_COLUMNS = _columns(

@@ -28,7 +28,7 @@ def about_band(
     zero = None if solution is None else solution.bands.get(band)
     depth = catalog[f"DEPTH5_{band}"].to_numpy(float) if f"DEPTH5_{band}" in catalog else np.zeros(0)
     depth = depth[np.isfinite(depth)]
-    facts = {"BAND": band, "ZPSRC": "header" if zero is None else "gaia"}
+    facts: dict[str, Any] = {"BAND": band, "ZPSRC": "header" if zero is None else "gaia"}
     if zero is None:
         facts |= {"ZP": cfg.image_scaling.zp_ref} | ({"ZPERR": header_error} if header_error > 0 else {})
     else:
