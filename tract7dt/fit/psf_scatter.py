@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .footprints import band_moves
+from .footprints import MIN_HALF, Pixels, band_moves, period_for
 from .normal import Plan, State
 from .optimise import Outcome
-from .problem import FitProblem, PixelPSF, PSFError
-from .psf import FrequencyGrid, _transforms, cube_moved
-from .render import P, X, Y, render_stack
+from .problem import STAR, FitProblem, PixelPSF, PSFError
+from .psf import FrequencyGrid, change_transforms, cube_moved, full_grid
+from .render import P, Window, X, Y, render_stack
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #dirs
 SHAPES, DIRECTIONS = 3, 5  # of shape; with the positions in x and y
@@ -33,17 +33,12 @@ def shape_stamps(error: PSFError) -> np.ndarray | None:
 def shape_cube(errors, psfs: list[PixelPSF], grid: FrequencyGrid) -> np.ndarray | None:
     "Transforms of these changes for all bands, complex64 [K, 3 B, U], direction by direction; or None."
     stamps = [shape_stamps(error) for error in errors]
-    if all(stamp is None for stamp in stamps):
-        return None
-    out = np.zeros((len(grid.v), SHAPES, len(psfs), len(grid.u)), np.complex64)
-    for b, (psf, stamp) in enumerate(zip(psfs, stamps)):
-        if stamp is not None:
-            out[:, :, b] = _transforms(stamp, psf.oversampling, grid)
-    return out.reshape(len(grid.v), -1, len(grid.u))
+    found = change_transforms(stamps, psfs, grid)
+    return None if found is None else found.swapaxes(0, 1).reshape(len(grid.v), -1, len(grid.u))
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #pert
 NOTICED = (
-    0.1  # signal-to-noise times the scatter of ln FWHM or of the position over 2 px from which on it is seen
+    0.2  # signal-to-noise times the scatter of ln FWHM or of the position over 2 px from which on it is seen
 )
 FELT = 0.3  # whitened size of an error, in sigma, from which on neighbours feel it
 LENGTH = 2.0  # pixels over which a PSF changes much
@@ -58,37 +53,51 @@ def notable(problem: FitProblem, outcome: Outcome) -> np.ndarray:
     size = [0.0 if e.shape is None or e.slopes is None else np.sqrt(np.trace(e.shape)) for e in errors]
     return (signal * np.hypot(size, [e.position / LENGTH for e in errors]) > NOTICED).any(axis=1)
 
+# %% ../../nbs/06_fit/14b_psf_scatter.ipynb #cube
+SMALL, LARGE = MIN_HALF, 20  # half sizes of the squares on which errors are drawn, pixels
+
+
+def error_cube(errors, pixels: Pixels, half: int) -> tuple[FrequencyGrid, np.ndarray | None]:
+    "Frequency grid and transforms [K, 3 B, U] of errors of shape for squares of a half size; made once."
+    if ("errors", half) not in pixels.cubes:
+        grid = full_grid(period_for(STAR, np.zeros(6), half, pixels.psf_radius))
+        pixels.cubes["errors", half] = grid, shape_cube(errors, pixels.psfs, grid)
+    return pixels.cubes["errors", half]
+
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #pertb
 def errors_of_source(
     problem: FitProblem,  # with the errors of the PSFs
     plan: Plan,  # footprints of the sources
     state: State,  # where the fit ended
     s: int,  # the source
-) -> np.ndarray:
-    "Whitened images of one sigma of each error of a source's PSF, float32 [B, 5, nY, nX]."
-    footprint, pixels = plan.footprints[s], plan.pixels
-    kind, weight = int(plan.kind[s]), pixels.weight[footprint.window.slices]
-    grid, cube = pixels.cube(footprint.period, plan.begin[s])
-    out = np.zeros((len(weight), DIRECTIONS, *footprint.window.shape), np.float32)
-    errors, key = [band.psf_error for band in problem.bands], (footprint.period, "errors")
-    if key not in pixels.cubes:
-        pixels.cubes[key] = shape_cube(errors, pixels.psfs, grid)
+) -> tuple[Window, np.ndarray]:
+    "A part of a footprint, and whitened images of one sigma of each error of the PSF there, [B, 5, nY, nX]."
+    footprint, pixels, errors = plan.footprints[s], plan.pixels, [band.psf_error for band in problem.bands]
+    half = SMALL if footprint.half <= SMALL else LARGE
+    window = Window.around(footprint.x, footprint.y, half).clip(footprint.window)
+    if window.empty:
+        return window, np.zeros((len(errors), DIRECTIONS, 0, 0), np.float32)
+    weight, kind = pixels.weight[window.slices], int(plan.kind[s])
+    out = np.zeros((len(weight), DIRECTIONS, *window.shape), np.float32)
+    grid, shapes = error_cube(errors, pixels, half)
     ratio, moves = pixels.log_wavelength, band_moves(pixels.offsets, plan.begin[s])
-    if (shapes := pixels.cubes[key]) is not None:
+    if shapes is not None:
         if moves is not None:
             shapes = cube_moved(shapes, grid, np.tile(moves, SHAPES))
-        tiled, args = np.tile(weight, (SHAPES, 1, 1)), (kind, state.theta[s], footprint.window, grid)
-        ratios = None if ratio is None else np.tile(ratio, SHAPES)
-        found = render_stack(*args, shapes, (), tiled, pixels.profiles, ratios)[:, 0]
+        tiled, ratios = np.tile(weight, (SHAPES, 1, 1)), None if ratio is None else np.tile(ratio, SHAPES)
+        how = pixels.profiles, ratios
+        found = render_stack(kind, state.theta[s], window, grid, shapes, (), tiled, *how)[:, 0]
         out[:, :SHAPES] = found.reshape(SHAPES, len(weight), *found.shape[1:]).swapaxes(0, 1)
     shift = np.array([error.position for error in errors], np.float32)
     if shift.any():
-        stack = state.stacks[s]
-        if not plan.free[s, [X, Y]].all():
-            args = kind, state.theta[s], footprint.window, grid, cube, (X, Y), weight
-            stack = render_stack(*args, pixels.profiles, ratio)
-        out[:, SHAPES:] = stack[:, 1:3] * shift[:, None, None, None]
-    return out * state.flux[s].astype(np.float32)[:, None, None, None]
+        if plan.free[s, [X, Y]].all():
+            slopes = state.stacks[s][:, 1:3][window.within(footprint.window)]
+        else:
+            cube = pixels.cube(footprint.period, plan.begin[s])
+            how = (X, Y), weight, pixels.profiles, ratio
+            slopes = render_stack(kind, state.theta[s], window, *cube, *how)[:, 1:3]
+        out[:, SHAPES:] = slopes * shift[:, None, None, None]
+    return window, out * state.flux[s].astype(np.float32)[:, None, None, None]
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #score
 @dataclass(frozen=True, eq=False)
@@ -105,21 +114,24 @@ def scores_of(problem: FitProblem, outcome: Outcome) -> Scores:
     S, B = state.flux.shape
     who = np.flatnonzero(notable(problem, outcome) & np.array([t is not None for t in state.stacks], bool))
     linear, shapes = np.zeros((B, S + 1, DIRECTIONS * len(who))), np.zeros((B, S, P, DIRECTIONS * len(who)))
-    pairs, overlaps = plan.pairs, plan.overlaps
+    pairs = plan.pairs
     for n, s in enumerate(who.tolist()):
-        images, columns = (
-            errors_of_source(problem, plan, state, s),
-            slice(DIRECTIONS * n, DIRECTIONS * (n + 1)),
-        )
+        window, images = errors_of_source(problem, plan, state, s)
+        columns = slice(DIRECTIONS * n, DIRECTIONS * (n + 1))
+        if window.empty:
+            continue
         flat = images.reshape(B, DIRECTIONS, -1)
         felt = np.einsum("bkp,bkp->bk", flat, flat).max() > FELT**2
-        sky = plan.pixels.weight[plan.footprints[s].window.slices].reshape(B, -1, 1)
+        sky = plan.pixels.weight[window.slices].reshape(B, -1, 1)
         linear[:, S, columns] = (flat @ sky)[..., 0]
         for k in np.flatnonzero((pairs == s).any(axis=1) & (felt | (pairs == s).all(axis=1))).tolist():
-            (i, j), (in_one, in_other) = pairs[k].tolist(), overlaps[k]
-            t, own, other = (j, in_one, in_other) if i == s else (i, in_other, in_one)
-            stack = state.stacks[t][other].reshape(B, state.stacks[t].shape[1], -1)
-            block = stack @ images[own].reshape(B, DIRECTIONS, -1).transpose(0, 2, 1)
+            t = int(pairs[k].sum()) - s
+            part = window.clip(plan.footprints[t].window)
+            if part.empty:
+                continue
+            stack = state.stacks[t][part.within(plan.footprints[t].window)]
+            own = images[part.within(window)].reshape(B, DIRECTIONS, -1)
+            block = stack.reshape(B, stack.shape[1], -1) @ own.transpose(0, 2, 1)
             linear[:, t, columns] += block[:, 0]
             rows = plan.components[t][1:] - 1
             shapes[:, t, rows, columns] += state.flux[t][:, None, None] * block[:, 1:]

@@ -159,7 +159,7 @@ def effective_areas(outcome: Outcome, of_sky: State) -> np.ndarray:
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #corrb
 def noise_factors(problem: FitProblem, areas) -> np.ndarray:
-    "How noise adds up over templates of effective `areas`, derivatives and, last, the sky, [S + 1, B, 1 + P]."
+    "How noise adds up over templates of effective `areas`, derivatives, last the sky, [S + 1, B, 1 + P]."
     out = np.ones((*areas.shape, 1 + P))
     for b, band in enumerate(problem.bands):
         if band.noise is not None:
