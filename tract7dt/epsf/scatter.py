@@ -157,7 +157,7 @@ def shape_scatter(
 # %% ../../nbs/05_epsf/07_scatter.ipynb #st01
 STEP_LEVELS = 16  # edges of boxes along each axis, at most, besides those of the frame
 STEP_STARS = 6  # in a box, and outside, at least
-STEP_GAIN = 15.0  # of ln L that makes a step
+STEP_GAIN = 12.0  # of ln L that makes a step
 LEAST_STEP = 0.05  # in one of the three numbers
 MOST_STEPS = 3  # that are told
 FAR_STAR = 9.0  # squared distance of a star, in its sigma, from which on it counts less
