@@ -1,7 +1,7 @@
 """Bands that do not lie on each other: the stars of the ePSFs say how, and fluxes are right all the same.
 
-Three bands of isolated stars are drawn by GalSim, one of them off by a known polynomial. Tolerances: places of
-36 stars of S/N 100 to 1000 give a constant to 0.003 pixels; a hundredth is asked for.
+Three bands of isolated stars are drawn by GalSim, one of them off by a known polynomial. Tolerances: places
+of 36 stars of S/N 100 to 1000 give a constant to 0.003 pixels; a hundredth is asked for.
 """
 
 from dataclasses import replace

@@ -25,6 +25,7 @@ def image_products(one, two) -> np.ndarray:
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010h
 HELD = 1e12  # information of a prior that holds the sky, in units of what the pixels know of it
+MOST_KEPT = 3e7  # bytes of transforms that are kept for sources with a place of their own
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #off0
 def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | None:
@@ -33,27 +34,12 @@ def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | No
         return None
     return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in offsets])
 
-# %% ../../nbs/06_fit/08_footprints.ipynb #c010
-class PSFTransforms:
-    "Half of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
+# %% ../../nbs/06_fit/08_footprints.ipynb #meanpsf
+class MeanPSF:
+    "Part of `Pixels`: the mean PSF of its bands."
 
     psfs: tuple[PixelPSF, ...]
     cubes: dict
-    offsets: tuple[BandOffset | None, ...]
-
-    @cached_property
-    def psf_radius(self) -> int:
-        "Half size of the largest PSF stamp, pixels."
-        return int(np.ceil(max(psf.radius for psf in self.psfs)))
-
-    def cube(self, period: int, place) -> tuple[FrequencyGrid, np.ndarray]:
-        "Frequency grid and PSF transforms [K, B, U] for a period and a source at `place` (x, y)."
-        if period not in self.cubes:
-            grid, cube = psf_cube(self.psfs, period)
-            self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
-        grid, cube, slopes = self.cubes[period]
-        cube, moves = cube_at(self.psfs, cube, slopes, *place), band_moves(self.offsets, place)
-        return grid, cube if moves is None else cube_moved(cube, grid, moves)
 
     @cached_property
     def mean_psf(self) -> PixelPSF:
@@ -70,6 +56,36 @@ class PSFTransforms:
         if (period, "mean") not in self.cubes:
             self.cubes[period, "mean"] = psf_cube([self.mean_psf], period)
         return self.cubes[period, "mean"]
+
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010
+class PSFTransforms(MeanPSF):
+    "Part of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
+
+    offsets: tuple[BandOffset | None, ...]
+
+    @cached_property
+    def psf_radius(self) -> int:
+        "Half size of the largest PSF stamp, pixels."
+        return int(np.ceil(max(psf.radius for psf in self.psfs)))
+
+    def cube(self, period: int, place) -> tuple[FrequencyGrid, np.ndarray]:
+        "Frequency grid and PSF transforms [K, B, U] for a period and a source at `place` (x, y)."
+        if period not in self.cubes:
+            grid, cube = psf_cube(self.psfs, period)
+            self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
+        grid, cube, slopes = self.cubes[period]
+        key = period, float(place[0]), float(place[1])
+        if key in self.own_cubes:
+            return grid, self.own_cubes[key]
+        own = cube_moved(cube_at(self.psfs, cube, slopes, *place), grid, band_moves(self.offsets, place))
+        if own is not cube and (len(self.own_cubes) + 1) * own.nbytes < MOST_KEPT:
+            self.own_cubes[key] = own
+        return grid, own
+
+    @cached_property
+    def own_cubes(self) -> dict:
+        "Transforms of sources that have some of their own, by period and place."
+        return {}
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010s
 class SkyProducts:

@@ -208,9 +208,11 @@ def cube_at(
 def cube_moved(
     cube: np.ndarray,  # PSF transforms of the bands, complex64 [K, B, U]
     grid: FrequencyGrid,  # their frequencies
-    moves: np.ndarray,  # of the bands in x and in y, pixels, [2, B]
+    moves: np.ndarray | None,  # of the bands in x and in y, pixels, [2, B]; None: nowhere
 ) -> np.ndarray:
-    "Transforms of PSFs that are moved, complex64 [K, B, U]."
+    "Transforms of PSFs that are moved, complex64 [K, B, U]; `cube` itself where nothing moves."
+    if moves is None:
+        return cube
     across, along = waves(-moves[0], grid.u), waves(-moves[1], grid.v)
     return cube * (along.T[:, :, None] * across)
 
