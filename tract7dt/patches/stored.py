@@ -93,7 +93,7 @@ def fitted_parameters(
         name: table[column_for(table, column, band)].to_numpy(float, na_value=np.nan)
         for name, column in names.items()
     }
-    return Start.of(Sources(kind, fix_size=True, **columns))
+    return Start.of(Sources(kind, fix_size=np.ones(len(kind), bool), **columns))
 
 # %% ../../nbs/07_patches/06_stored.ipynb #c010a2
 def draw_sky(problem: FitProblem, sky: np.ndarray, model: np.ndarray) -> None:
