@@ -226,13 +226,7 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
-    (
-        "fracwindow",
-        "float",
-        "",
-        "share of the light outside the pixels that the source was fitted on, mean of the bands; what lies "
-        "beyond the edge of the image is not counted (see fracmasked_{band}_fit)",
-    ),
+    ("fracwindow", "float", "", "share of the light outside the pixels used, edges of images not counted"),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #gradcols

@@ -72,9 +72,9 @@ def _binned_noise(noise: NoiseModel | None, k: int) -> NoiseModel | None:
 def _binned_offset(offset: BandOffset | None, k: int) -> BandOffset | None:
     if offset is None:
         return None
-    rows, columns = ((n - 1) / k + 1 for n in offset.shape)
+    shape: Any = tuple((n - 1) / k + 1 for n in offset.shape)  # need not be whole
     x0, y0 = ((c + (k - 1) / 2) / k for c in offset.corner)
-    return BandOffset(np.asarray(offset.coef) / k, (rows, columns), (x0, y0))
+    return BandOffset(np.asarray(offset.coef) / k, shape, (x0, y0))
 
 # %% ../../nbs/06_fit/23_binned.ipynb #band2
 def _binned_error(error: PSFError, psf: PixelPSF, k: int) -> PSFError:

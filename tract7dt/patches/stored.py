@@ -95,7 +95,7 @@ def fitted_parameters(
         for name, column in names.items()
         if name != "gradient" or column in table
     }
-    return Start.of(Sources(kind, fix_size=True, **columns))
+    return Start.of(Sources(kind, fix_size=np.ones(len(kind), bool), **columns))
 
 # %% ../../nbs/07_patches/06_stored.ipynb #c010a2
 def draw_sky(problem: FitProblem, sky: np.ndarray, model: np.ndarray) -> None:
