@@ -34,7 +34,7 @@ def _reasons(band_bits: np.ndarray, source_bits: np.ndarray) -> list[str]:
 def doubtful_fluxes(catalog: pd.DataFrame, bands=None, limit: int | None = None) -> pd.DataFrame:
     """Fluxes that are not reliable, worst first: a row for each source and band.
 
-    Columns: `ID` (as far as the catalog has it), `row` (in the catalog), `band`, `flux`, `flux_err`, `misfit`,
+    Columns: `ID` (where the catalog has it), `row` (in the catalog), `band`, `flux`, `flux_err`, `misfit`,
     `share` (what of the light in the aperture is in no model), `missed` (the larger of both, in errors of the
     flux) and `reasons`.
 
