@@ -388,6 +388,7 @@ def test_the_worst_sources_of_a_patch_come_first(work):
     owned = table.index[~table["_is_halo_source"].astype(bool)]
     brightest = owned[np.argsort(-table.loc[owned, "FLUX_m750_fit"].to_numpy(float))[:2]]
     table.loc[brightest, "misfit_m750"] = [0.3, 0.6]
+    table.loc[brightest, "FLUXERR_m750_fit"] = 0.01 * table.loc[brightest, "FLUX_m750_fit"]
     table.loc[brightest[1], "flags_m750"] = int(BandFlag.MISFIT)
     options = source_options(replace(inspector.view(), sources=table))
     assert [row for _, row in options[:2]] == [table.index.get_loc(k) for k in brightest[::-1]]

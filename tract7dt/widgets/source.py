@@ -63,7 +63,7 @@ class SourceView:
         rows = [band_facts(table, band) for band in self.patch.bands]
         return pd.concat(rows).set_axis(self.patch.bands)
 
-
+# %% ../../nbs/12_widgets/04_source.ipynb #c011p
 def patch_of(fate: pd.Series, patches: pd.DataFrame) -> str:
     """The patch of a source: that which measured it, or that in which it lies.
 
@@ -198,7 +198,7 @@ def sed_looks(view: SourceView) -> list[tuple[np.ndarray, dict[str, Any]]]:
     doubted = is_doubted(view)
     looks = [
         (~doubted, {"fmt": "o", "color": PALETTE.line, "label": "fit"}),
-        (doubted, {"fmt": "o", "color": PALETTE.faint, "mfc": "none", "label": "not reliable"}),
+        (doubted, {"fmt": "o", "color": PALETTE.faint, "mfc": "white", "label": "not reliable"}),
     ]
     return [(rows, look) for rows, look in looks if rows.any()]
 
