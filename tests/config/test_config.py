@@ -31,6 +31,7 @@ CHANGED = {
 }
 ADDED = {
     "patch_run.engine": "native",
+    "patches.large_sources": True,
     "patch_run.executor": "process",
     "patch_run.dask_address": None,
     "patch_run.weak_priors": True,
@@ -46,7 +47,7 @@ ADDED = {
     "patch_run.max_group": 80,
     "patch_run.ignore_unmodelled": True,
     "patch_run.covariance": False,
-    "patch_run.size_gradient": False,
+    "patch_run.size_gradient": True,
     "inputs.wavelengths": None,
     "patch_run.sky": "prior",
     "inputs.preset": None,

@@ -249,9 +249,7 @@ def test_a_given_psf_is_no_stand_in_and_bands_without_data_do_not_count():
 
 def test_an_analytic_band_is_calibrated_all_the_same():
     table = add_verdicts(
-        pd.concat(
-            [seen_in("g", "g"), seen_in("g", "g", fit_flags=int(FitFlag.FAILED))], ignore_index=True
-        ),
+        pd.concat([seen_in("g", "g"), seen_in("g", "g", fit_flags=int(FitFlag.FAILED))], ignore_index=True),
         ["g"],
     )
     assert list(sound_fits(table, "g")) == [True, False]

@@ -43,7 +43,7 @@ def test_a_galaxy_that_takes_a_pedestal_has_run_away():
     y, x = np.mgrid[:side, :side]
     r2 = (x - true.x[5]) ** 2 + (y - true.y[5]) ** 2
     wide = [replace(b, image=b.image + 3 * np.exp(-r2 / (2 * 12**2))) for b in bands]
-    small = replace(start, re=np.where(np.arange(len(start)) == 5, 1.5, start.re))
+    small = replace(start, re=np.where(np.arange(len(start)) == 5, 1.0, start.re))
     result = fit(FitProblem(wide, small))
     assert flagged(result, FitFlag.RUNAWAY)[5] and result.re[5] > 4.5
     guessed = replace(small, re_guessed=True)

@@ -9,14 +9,7 @@ import pytest
 from astropy.table import Table
 from conftest import ROOT
 
-from tract7dt.core.columns import (
-    MAG_COLUMNS,
-    SOLUTION_COLUMNS,
-    expand,
-    final_columns,
-    fit_columns,
-    name_in_band,
-)
+from tract7dt.core.columns import MAG_COLUMNS, SOLUTION_COLUMNS, expand, final_columns, fit_columns
 from tract7dt.fit.flags import FitFlag
 from tract7dt.inputs.gaia_table import load_gaia
 from tract7dt.patches.fit import fit_patch
@@ -129,19 +122,20 @@ def test_the_pictures_of_a_patch(patch, alone_run, layout, tmp_path):
 def test_one_bad_band_leaves_the_zero_points_of_the_others(catalog, alone_run):
     """0.7.0 removed a star that failed in one band from the zero points of all."""
     cfg, gaia = alone_run[0], load_gaia(alone_run[0].inputs.gaiaxp_synphot_csv, BANDS)
-    bad = catalog.assign(fit_flags_m650=catalog.fit_flags_m650.fillna(0) | int(FitFlag.HIT_MAX_ITERS))
+    bad = catalog.assign(fit_flags_m650=catalog.fit_flags_m650.fillna(0) | int(FitFlag.RUNAWAY))
     bad = add_verdicts_by_band(bad, BANDS)
     before, after = (solve_zero_points(table, gaia, BANDS, cfg.zp).bands for table in (catalog, bad))
     assert set(before) == set(BANDS) and set(after) == {"m500", "m750"}
     assert all(before[band].zp == after[band].zp for band in after)
     fitted = bad.stype_fit.ne("")
-    assert not bad.fit_is_reliable[fitted].any() and bad.fit_is_reliable_m500[fitted].mean() > 0.9
-    assert bad.fit_quality_issues[fitted].str.contains("hit_max_iters").all()
+    assert not bad.fit_is_reliable_m650[fitted].any() and bad.fit_is_reliable_m500[fitted].mean() > 0.9
+    assert bad.fit_is_reliable[fitted].mean() > 0.8  # two bands of three are fine
+    assert bad.fit_quality_issues[fitted].str.contains("runaway").all()
 
 
 def test_verdicts_are_those_of_the_flags(catalog):
     fitted = catalog[catalog.stype_fit != ""]
-    worst = np.logical_and.reduce([fitted[name_in_band("fit_is_reliable", band)] for band in BANDS])
-    some = ~fitted.fit_quality_issues.str.contains("no_data_in_band")
-    assert (fitted.fit_is_reliable[some] == worst[some]).all()
-    assert worst.mean() > 0.9
+    enough = np.sum([fitted[f"reliable_{band}"] for band in BANDS], axis=0) >= 2
+    some = ~fitted.fit_quality_issues.str.contains("no_data_in_band|bright_mask")
+    assert (fitted.fit_is_reliable[some] == enough[some]).all()
+    assert enough.mean() > 0.9

@@ -170,3 +170,11 @@ def test_zero_points_that_are_gone_leave_no_magnitudes(catalog, tmp_path, caplog
     before = layout.final_catalog.stat().st_mtime_ns
     stages.calibrate(cfg, layout)
     assert layout.final_catalog.stat().st_mtime_ns == before
+
+
+def test_the_error_of_a_headers_zero_point_counts():
+    with_error = add_magnitudes(sources(), None, BANDS, header_errors={"g": 0.02})
+    expected = np.hypot(10, 1000 * np.hypot(0.01, 0.02 / 1.0857362)) * 10 ** (0.4 * (23.9 - 25.0))
+    assert np.isclose(with_error.FNUERR_g[0], expected) and with_error.FNUERR_r[0] < expected
+    about = about_catalog(with_error, BANDS, None, Config(), {"g": 0.02, "r": 0.0})
+    assert about["ZPERR1"] == 0.02 and "ZPERR2" not in about

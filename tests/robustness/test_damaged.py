@@ -133,6 +133,7 @@ CUT = "empty binary tenth half nearly"
         *cases("epsf.npy", "report", "half"),
         *cases("white_bright_mask.fits", "model", f"{CUT} text"),
         *cases("run_summary.csv", "report", "half column"),
+        *cases("registration.csv", "report", "binary column"),
         *cases("zp_summary.csv", "report", "binary nearly"),
         *cases("zp_all_bands__per_object.csv", "report", "half column word"),
         *cases("zp_summary.csv", "report", "word"),

@@ -527,6 +527,12 @@ class Patches(Section):
     "Geometry of patches."
 
     halo_pix_min: Natural = key(20, "Smallest border added around each patch.", "pix", affects=PAYLOADS)
+    large_sources: Bool = key(
+        True,
+        "Fit galaxies that are larger than their patch first, each in a region of its own; the patches then "
+        "hold them as they were found.",
+        affects=PAYLOADS,
+    )
 
 # %% ../../nbs/01_config/01_schema.ipynb #c026
 class PatchInputs(Section):
@@ -589,7 +595,7 @@ class PatchRun(Section):
         affects=FITS,
     )
     size_gradient: Bool = key(
-        False,
+        FitOptions.size_gradient,
         "The native engine lets the radius of bright galaxies change with wavelength: one parameter more, "
         "size_gradient_fit in the catalog. Needs the wavelengths of all bands (inputs.wavelengths).",
         affects=FITS,

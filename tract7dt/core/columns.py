@@ -91,7 +91,7 @@ _UCDS |= {
     },
     "sky_{band}_fit": "instr.skyLevel",
     "apflux_{band}": _COUNT,
-    "apflux_resid_{band}": f"{_COUNT};stat.fit.residual",
+    "apflux_resid_{band}": f"stat.fit.residual;{_COUNT}",
     "FNU_{band}": "phot.flux.density;meta.main",
     "FNUERR_{band}": "stat.error;phot.flux.density",
     "MAG_{band}_fit": "phot.mag;meta.modelled",
@@ -135,7 +135,7 @@ _UCDS |= {
 
 # %% ../../nbs/00_core/06_columns.ipynb #c006
 def _columns(*rows) -> tuple[Column, ...]:
-    return tuple(Column(*row, ucd=_UCDS.get(row[0], "meta")) for row in rows)
+    return tuple(replace(Column(*row), ucd=_UCDS.get(row[0], "meta")) for row in rows)
 
 
 INPUT_COLUMNS = _columns(
@@ -226,13 +226,7 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
-    (
-        "fracwindow",
-        "float",
-        "",
-        "share of the light outside the pixels that the source was fitted on, mean of the bands; what lies "
-        "beyond the edge of the image is not counted (see fracmasked_{band}_fit)",
-    ),
+    ("fracwindow", "float", "", "share of the light outside the pixels used, edges of images not counted"),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #gradcols
@@ -315,8 +309,8 @@ _WORTH_COLUMNS = _columns(
         "apflux_{band}",
         "float",
         "scaled counts",
-        "light of the data in {band}, sky and the models of other sources taken off, within 1.5 FWHM of the PSF, "
-        "or the circle with half the light where that is larger (at most 20 pixels); its good pixels only",
+        "light of the data in {band} without sky and the models of others within 1.5 FWHM of the PSF, or the "
+        "circle with half the light where that is larger (at most 20 pixels); good pixels only",
     ),
     ("apflux_resid_{band}", "float", "scaled counts", "what of apflux_{band} is not in the source's model"),
     (
@@ -404,7 +398,7 @@ MAG_COLUMNS = _columns(
         "where the zero point in {band} comes from: gaia (stars), or header (ZP_AUTO)",
     ),
 )
-INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia")
+INTERNAL_COLUMNS = ("_is_halo_source", "_is_injected_gaia", "_measured_in")
 
 # %% ../../nbs/00_core/06_columns.ipynb #c010
 def name_in_band(name: str, band: str) -> str:

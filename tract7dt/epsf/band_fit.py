@@ -14,8 +14,7 @@ import numpy as np
 from ..core.geometry import cell_index
 from .model import NO_FIXED, BandPSF, empty_stars, polynomial_terms
 from .neighbours import Neighbours, refit, settle
-from .profile import GRID_HALF, LNF, leading_modes, offsets, taper
-from .scatter import profile_error, shape_scatter, star_residuals
+from .profile import GRID_HALF, LNF, leading_modes, offsets, residual_modes, taper
 from tract7dt.epsf.solve import (
     AMPLITUDES,
     MIN_STARS,
@@ -44,6 +43,10 @@ from tract7dt.epsf.star_fit import (
     psf_value,
     start_state,
 )
+
+# %% ../../nbs/05_epsf/08_band_fit.ipynb #imports2
+from .scatter import find_steps, profile_error, shape_scatter, star_residuals
+from .solve import grid_moves, grouped_equations, jackknife, mode_response, star_groups
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007
 @dataclass(frozen=True)
@@ -102,6 +105,15 @@ class BandFit:
     report: StarReport  # on all of them
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007b
+LAST_ITERATIONS = 20  # of the core, the last time it is fitted
+UNSETTLED_WORDS = (
+    "the fit of its core has not converged; compare its PSF with bright stars before you trust it"
+)
+STEP_WORDS = (
+    "its PSF steps inside the frame: in the box x {:.0f} to {:.0f}, y {:.0f} to {:.0f} stars are "
+    "{percent:+.0f} % wider than around, their ellipticity differs by ({e[0]:+.2f}, {e[1]:+.2f}); "
+    "fluxes there have larger errors"
+)
 RESIDUAL_ROUNDS = 3  # of the residual grid and the stars' places
 MAX_BAND_STARS = 150  # the best so many make core and residual
 FINE_GRID_STARS = 8  # that a residual grid of half pixels needs
@@ -121,7 +133,9 @@ def core_rounds(stars: BandStars, shape, theta):
     kept = kept[good] if good.sum() >= MIN_STARS else kept
     core = core_again(seen, kept, shape, core.values, state)
     state, good = merge_state(state, kept, core.state), ~bad_fit(core.chi2)
-    return core, kept[good] if good.sum() >= MIN_STARS else kept, state
+    if good.sum() < MIN_STARS:
+        return core, kept, state
+    return replace(core, moves=core.moves[good]), kept[good], state
 
 
 def extended(values, terms: int):
@@ -182,7 +196,8 @@ def core_again(
     "Fit the core to the stars that were kept, in the light around them as it is known."
     stamps = seen.stamps.take(kept)
     terms = terms_for(stamps, shape)
-    return fit_core(stamps, terms, extended(values, terms.shape[1]), state.take(kept), seen.around[kept])
+    start = extended(values, terms.shape[1])
+    return fit_core(stamps, terms, start, state.take(kept), seen.around[kept], LAST_ITERATIONS)
 
 
 def residual_rounds(
@@ -192,14 +207,38 @@ def residual_rounds(
     shape: tuple[int, int],  # rows, columns of the frame
     step: float,  # distance of the grid's nodes, pix
 ):
-    "Three rounds of: fit the stars, solve the residual grid; neighbours are settled once."
+    "Three rounds of: fit the stars, solve the grid. Returns grid, amplitude, covariance of core and grid."
     theta = core.theta(polynomial_terms(stars.stamps.x, stars.stamps.y, shape, terms_degree(core)))
     state, stamps, around = settle(stars.stamps, stars.neighbours, theta, None, step, state)
     grid, amplitude = solve_residual(stamps, theta, state, around, step)
     for _ in range(RESIDUAL_ROUNDS - 1 if grid.size > 1 else 0):
         state = refit(stamps, theta, grid, step, state, around)
         grid, amplitude = solve_residual(stamps, theta, state, around, step, grid)
-    return grid, amplitude
+    if grid.size == 1:
+        return grid, amplitude, core.cov
+    seen = stamps, theta, grid, step, state, around
+    return grid, amplitude, joint_covariance(core, amplitude, seen, shape)
+
+# %% ../../nbs/05_epsf/08_band_fit.ipynb #c007g1
+def joint_covariance(
+    core: CoreFit,  # of the band
+    amplitude: float,  # of the residual grid
+    seen: tuple,  # stamps, cores, grid, its step, state and light around, as `grouped_equations` takes them
+    shape: tuple[int, int],  # rows, columns of the frame
+):
+    "Covariance [3 T + 3, 3 T + 3] of the core's parameters and of the flux error that the grid makes."
+    stamps, theta, grid, step = seen[:4]
+    typical, half = np.median(theta, axis=0), round((grid.shape[0] - 1) * step / 2)
+    modes, group = residual_modes(typical, half, step), star_groups(len(stamps))
+    jacobians = spread(polynomial_terms(stamps.x, stamps.y, shape, terms_degree(core)))
+    moves = np.zeros((group.max() + 1, core.moves.shape[1]))
+    np.add.at(moves, group, core.moves)
+    response = mode_response(typical, grid, modes, step)
+    flux, held = grid_moves(grouped_equations(*seen, modes, jacobians), moves, amplitude, response)
+    cov = jackknife(np.column_stack([moves, flux]))
+    cov[:-1, :-1] += core.cov - jackknife(core.moves)
+    cov[-1, -1] += held
+    return cov
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007h0
 def core_fields(core: CoreFit) -> dict[str, Any]:
@@ -289,19 +328,37 @@ def report_some(
     )
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #err02
+def seen_with(
+    psf: BandPSF,  # of the band
+    stars: BandStars,  # those that it was made of
+    report: StarReport,  # on them
+):
+    "What the PSF leaves of its stars, each alone at its own place."
+    stamps = replace(stars.stamps.window(INFO_HALF), good=report.good)
+    nobody = np.zeros((len(stars), 0))
+    state = StarState(report.flux, report.dx, report.dy, report.sky, nobody)
+    theta = psf.thetas(stamps.x, stamps.y)
+    return star_residuals(stamps, theta, psf.grid, psf.residual_step, state, report.around)
+
+
 def with_errors(
     psf: BandPSF,  # of the band
     stars: BandStars,  # those that it was made of
     report: StarReport,  # on them
 ) -> BandPSF:
-    "The PSF with the errors of its profile and of its shape, as single stars show them."
-    stamps = replace(stars.stamps.window(INFO_HALF), good=report.good)
-    nobody = np.zeros((len(stars), 0))
-    state = StarState(report.flux, report.dx, report.dy, report.sky, nobody)
-    theta = psf.thetas(stamps.x, stamps.y)
-    seen = star_residuals(stamps, theta, psf.grid, psf.residual_step, state, report.around)
+    "The PSF with the errors of its profile and of its shape, as single stars show them, and its steps."
+    seen = seen_with(psf, stars, report)
+    steps = find_steps(stars.stamps.x, stars.stamps.y, seen.change, seen.cov, psf.shape)
+    told = tuple(
+        STEP_WORDS.format(*np.maximum(step[:4], 0), percent=100 * np.expm1(step[4]), e=step[5:7])
+        for step in steps
+    )
     return replace(
-        psf, profile_error=profile_error(seen, stars.snr), shape_scatter=shape_scatter(seen.change, seen.cov)
+        psf,
+        profile_error=profile_error(seen, stars.snr),
+        shape_scatter=shape_scatter(seen.change, seen.cov),
+        steps=steps,
+        warnings=psf.warnings + told,
     )
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007j
@@ -426,12 +483,13 @@ def fit_band(band: str, shape, ngrid: int, stars: BandStars, theta, oversamp: in
     members = best[kept]
     step = 1.0 / oversamp
     with_grid = len(members) >= (FINE_GRID_STARS if oversamp > 1 else MIN_STARS)
-    grid, amplitude = (
+    grid, amplitude, cov = (
         residual_rounds(stars.take(members), core, state.take(kept), shape, step)
         if with_grid
-        else (np.zeros((1, 1)), 0.0)
+        else (np.zeros((1, 1)), 0.0, core.cov)
     )
     if amplitude == AMPLITUDES[-1]:
         core, grid, amplitude = free_rounds(stars.take(members), core, state.take(kept), theta)
         return finish_band(band, shape, ngrid, stars, core, grid, 1.0, amplitude, (FREE_WORDS,))
-    return finish_band(band, shape, ngrid, stars, core, grid, step, amplitude)
+    notes = () if core.settled else (UNSETTLED_WORDS,)
+    return finish_band(band, shape, ngrid, stars, replace(core, cov=cov), grid, step, amplitude, notes)

@@ -16,7 +16,7 @@ from .. import plots
 from ..core.cards import Card, CardContent, card_of
 from ..core.geometry import Cell
 from ..core.stamps import ENCLOSED_RADII, VERDICTS, enclosed_flux, growth_radii
-from .model import BandPSF
+from .model import STEP_COLUMNS, BandPSF
 from .profile import E1, E2, image_fwhm
 from .solve import WIDE_RANGE
 
@@ -363,6 +363,7 @@ def band_numbers(psf: BandPSF) -> dict[str, object]:
         "profile_error": psf.profile_error,
         "shape_scatter": psf.shape_scatter,
         "position_scatter": psf.position_scatter,
+        "steps": [dict(zip(STEP_COLUMNS, step)) for step in psf.steps.tolist()],
         "nstars": psf.nstars,
         "rejected_fraction": psf.rejected_fraction,
         "warnings": psf.warnings,

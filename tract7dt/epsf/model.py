@@ -84,7 +84,12 @@ NOTHING_FOUND = Saturation()  # where nobody asked, or nobody is saturated
 # %% ../../nbs/05_epsf/01_model.ipynb #c010
 NO_FIXED = np.zeros((0, 1, 1))  # `BandModel.fixed` where no cell has a stamp of its own
 
+# %% ../../nbs/05_epsf/01_model.ipynb #c010r
+RIDGES_BY_DEGREE = (0.0, 0.03, 0.01)  # 1-sigma width of a polynomial's terms of each degree
+
 # %% ../../nbs/05_epsf/01_model.ipynb #err02
+STEP_COLUMNS = ("x0", "x1", "y0", "y1", "ln_fwhm", "e1", "e2", "gain")  # edges of a box (pix), and its step
+NO_STEPS = np.zeros((0, len(STEP_COLUMNS)))  # of a PSF that steps nowhere
 PROFILE_ERROR = 0.02  # of a PSF whose stars were not asked, over the light of a star in a pixel
 SHAPE_SCATTER = np.diag([0.02, 0.01, 0.01]) ** 2  # and the covariance of ln FWHM, e1, e2 of its stars
 
@@ -98,7 +103,9 @@ class BandModel:
     ngrid: int  # cells along each side
     source: str  # `native`, `photutils`, `given` or `analytic`
     coef: np.ndarray  # of the polynomials of ln FWHM, e1, e2 [3, T]
-    coef_cov: np.ndarray  # [3 T + 2, 3 T + 2], parameter by parameter, then `ln_beta` and `wide`
+    coef_cov: (
+        np.ndarray
+    )  # of coefficients, `ln_beta`, `wide`, and the residual's flux error [3 T + 3, 3 T + 3]
     ln_beta: float  # ln(beta - 1) of the core
     wide: float  # share of the core's wide part
     residual: np.ndarray  # grid [g, g] that adds to the core of unit flux; [1, 1] where there is none
@@ -118,18 +125,9 @@ class BandModel:
     saturation: Saturation = NOTHING_FOUND
     profile_error: float = PROFILE_ERROR  # scatter of a star's pixel beyond its noise, over its light there
     shape_scatter: np.ndarray = field(default_factory=SHAPE_SCATTER.copy)  # of stars' ln FWHM, e1, e2 [3, 3]
+    steps: np.ndarray = field(default_factory=NO_STEPS.copy)  # boxes where it differs, `STEP_COLUMNS` [K, 8]
     position_scatter: float = 0.0  # of stars' places against those in other bands, along an axis, pix
     registration: BandRegistration = NOT_REGISTERED
-
-    @property
-    def degree(self) -> int:
-        "Degree of the polynomial."
-        return next(d for d in range(9) if len(powers(d)) == self.coef.shape[1])
-
-    @property
-    def grid(self) -> np.ndarray | None:
-        "The residual grid, or None where there is none."
-        return self.residual if self.residual.size > 1 else None
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c010b
 class BandCells(BandModel):
@@ -153,6 +151,16 @@ class BandCells(BandModel):
         if self.source in ("given", "analytic"):
             return self.source
         return "cell+band" if self.has_offset(x, y, min_nstars) else "band"
+
+    @property
+    def degree(self) -> int:
+        "Degree of the polynomial."
+        return next(d for d in range(9) if len(powers(d)) == self.coef.shape[1])
+
+    @property
+    def grid(self) -> np.ndarray | None:
+        "The residual grid, or None where there is none."
+        return self.residual if self.residual.size > 1 else None
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c010c
 class BandCores(BandCells):
@@ -184,14 +192,38 @@ class BandCores(BandCells):
         "FWHM (pix) of a star's image at a position; `exp(theta[0])` is that before the pixel."
         return image_fwhm(self.theta(x, y, min_nstars))
 
+# %% ../../nbs/05_epsf/01_model.ipynb #err11
+class BandErrors(BandCores):
+    "How well the core of a band's PSF is known at positions of the frame."
+
     def covariance(self, x: float, y: float, min_nstars: int = 0) -> np.ndarray:
-        "Covariance [5, 5] of the core's numbers at a position; a cell's stars tell about the first three."
-        local = block_diag(np.kron(np.eye(3), polynomial_terms(x, y, self.shape, self.degree)), np.eye(2))
-        prior = local @ self.coef_cov @ local.T + np.diag([self.tau**2] * 3 + [0, 0])
+        """Covariance [6, 6] of the core's numbers at a position and of the residual's flux error.
+
+        A cell's stars tell about the first three.
+        """
+        shared = len(self.coef_cov) - self.coef.size
+        local = block_diag(
+            np.kron(np.eye(3), polynomial_terms(x, y, self.shape, self.degree)), np.eye(3, shared)
+        )
+        prior = local @ self.coef_cov @ local.T
+        prior[:3, :3] += np.eye(3) * (self.tau**2 + self.left_open(x, y))
+        stepped = block_diag(np.diag(self.step_at(x, y) ** 2), np.zeros((3, 3)))
         if not self.has_offset(x, y, min_nstars):
-            return prior
-        info = block_diag(self.cell_info[self.cell(x, y)], np.zeros((2, 2)))
-        return prior @ np.linalg.inv(np.eye(5) + info @ prior)
+            return prior + stepped
+        info = block_diag(self.cell_info[self.cell(x, y)], np.zeros((3, 3)))
+        return prior @ np.linalg.inv(np.eye(6) + info @ prior) + stepped
+
+    def step_at(self, x: float, y: float) -> np.ndarray:
+        "By how much ln FWHM, e1 and e2 [3] of the stars in the boxes of `steps` around a place differ."
+        boxes = [step[4:7] for step in self.steps if step[0] < x <= step[1] and step[2] < y <= step[3]]
+        return np.sum(boxes, axis=0) if boxes else np.zeros(3)
+
+    def left_open(self, x: float, y: float) -> float:
+        "Variance of ln FWHM, e1 and e2 by the terms up to degree 2 that the polynomial does not have."
+        terms = polynomial_terms(x, y, self.shape, max(self.degree, len(RIDGES_BY_DEGREE) - 1))
+        ridges = np.repeat(RIDGES_BY_DEGREE, np.arange(1, len(RIDGES_BY_DEGREE) + 1))
+        count = self.coef.shape[1]
+        return float(((ridges * terms[: len(ridges)])[count:] ** 2).sum())
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c011
 def sample_psf(
@@ -211,7 +243,7 @@ def sample_psf(
     return image.reshape(side, side)
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c011a
-class BandStamps(BandCores):
+class BandStamps(BandErrors):
     "The PSF of a band as images."
 
     def stamp(
@@ -311,6 +343,7 @@ class BandPSF(BandStamps):
         if self.source == "given":
             return float("nan")
         slopes = flux_slopes(self.theta(x, y, min_nstars), self.residual, self.residual_step, size)
+        slopes = np.append(slopes, 1.0)
         return float(np.sqrt(slopes @ self.covariance(x, y, min_nstars) @ slopes))
 
     def save(self, path: Path) -> None:
@@ -448,6 +481,8 @@ def errors_in(hdus: fits.HDUList) -> dict[str, Any]:
     "What a file tells of the errors of single stars; nothing if it was made before they were asked."
     header = hdus[0].header
     numbers = {name: header[card] for name, card in ERROR_CARDS.items() if card in header}
+    if "STEPS" in hdus:
+        numbers["steps"] = np.column_stack([native(hdus["STEPS"].data[name]) for name in STEP_COLUMNS])
     return numbers | {name: native(hdus[name].data) for name in ERROR_IMAGES if name in hdus}
 
 
@@ -485,6 +520,7 @@ def to_hdus(psf: BandPSF) -> fits.HDUList:
         "WARNINGS": warnings,
         "DISCS": disc_table(psf.saturation),
         "OFFSET": registration_table(psf.registration),
+        "STEPS": Table(psf.steps, names=STEP_COLUMNS),
     }
     images = [fits.ImageHDU(getattr(psf, name), name=name.upper()) for name in (*IMAGES, *ERROR_IMAGES)]
     return fits.HDUList(

@@ -52,8 +52,17 @@ class PatchPSF:
         "Whether it is a sum of Gaussians, whose parameters 0.7.0 froze, or failed to freeze, in the fit."
         return self.form in SUMS_OF_GAUSSIANS
 
+    @property
+    def is_poor(self) -> bool:
+        "Whether fluxes measured with it cannot be trusted: analytic, or its error is large."
+        return self.source == "analytic" or self.eps_pred > POOR_EPS or self.error.profile > POOR_PROFILE
+
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c006a
 SUMS_OF_GAUSSIANS = ("gaussian_mixture_from_stamp", "ncircular_gaussian", "gaussian_mixture")  # forms
+
+# %% ../../nbs/05_epsf/12_patch_psf.ipynb #pr02
+POOR_EPS = 0.03  # predicted relative flux error of a poor PSF, from here on
+POOR_PROFILE = 0.1  # and error of its profile, over the light of a star in a pixel
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c008
 def low_star_reason(nstars: int, least: int) -> str:

@@ -85,7 +85,7 @@ def joint_solution(
     "Polynomials of all bands, positions of the stars eliminated, [B, 2, 6]."
     bands = weight.shape[1]
     total = np.maximum(weight.sum(axis=1), 1e-30)
-    shared = ((weight / np.sqrt(total)[:, None])[:, :, None] * terms[:, None]).reshape(len(terms), -1)
+    shared = ((weight / np.sqrt(total)[:, None])[:, :, None] * terms[:, None]).reshape(len(terms), 6 * bands)
     normal = -shared.T @ shared
     for b in range(bands):
         own = slice(6 * b, 6 * b + 6)

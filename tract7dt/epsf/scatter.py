@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
-from .model import PROFILE_ERROR, SHAPE_SCATTER
+from .model import PROFILE_ERROR, SHAPE_SCATTER, STEP_COLUMNS
 from .profile import BY_LNF, LNF, offsets
 from tract7dt.epsf.star_fit import (
     NEIGHBOUR_FLOOR,
@@ -153,3 +153,97 @@ def shape_scatter(
         scatter = (own[:, :, None] * own[:, None] + scatter - scatter @ gain).mean(axis=0)
         scatter = 0.5 * (scatter + scatter.T)
     return scatter
+
+# %% ../../nbs/05_epsf/07_scatter.ipynb #st01
+STEP_LEVELS = 16  # edges of boxes along each axis, at most, besides those of the frame
+STEP_STARS = 6  # in a box, and outside, at least
+STEP_GAIN = 12.0  # of ln L that makes a step
+LEAST_STEP = 0.05  # in one of the three numbers
+MOST_STEPS = 3  # that are told
+FAR_STAR = 9.0  # squared distance of a star, in its sigma, from which on it counts less
+
+
+def box_edges(places, side: int):
+    "Edges along an axis: of the frame, and between the stars at these places."
+    known = np.unique(places)
+    between = 0.5 * (known[1:] + known[:-1])
+    some = np.unique(np.linspace(0, len(between) - 1, min(STEP_LEVELS, len(between))).astype(int))
+    return np.concatenate([[-0.5], between[some], [side - 0.5]])
+
+
+def running_sums(
+    values,  # [N, q]
+    column,  # of each [N]
+    row,  # [N]
+    columns: int,  # that there are
+    rows: int,  # that there are
+):
+    "Sums [rows + 1, columns + 1, q] of values [N, q] at columns and rows below each edge."
+    table = np.zeros((rows + 1, columns + 1, values.shape[1]))
+    np.add.at(table, (row + 1, column + 1), values)
+    return table.cumsum(axis=0).cumsum(axis=1)
+
+# %% ../../nbs/05_epsf/07_scatter.ipynb #st02
+def best_box(
+    x,  # of stars [N], pix
+    y,  # [N], pix
+    change,  # of ln FWHM, e1, e2 that suit each star [N, 3]
+    weight,  # inverse covariances [N, 3, 3]
+    shape: tuple[int, int],  # rows, columns of the frame
+):
+    "The box whose stars differ most from the others as a row of `STEP_COLUMNS`; None with too few stars."
+    edge_x, edge_y = box_edges(x, shape[1]), box_edges(y, shape[0])
+    pulls = np.einsum("nij,nj->ni", weight, change)
+    values = np.column_stack([np.ones(len(x)), pulls, weight.reshape(-1, 9)])
+    column, row = (
+        np.clip(np.searchsorted(edge, place) - 1, 0, len(edge) - 2)
+        for edge, place in ((edge_x, x), (edge_y, y))
+    )
+    sums = running_sums(values, column, row, len(edge_x) - 1, len(edge_y) - 1)
+    (left, right), (low, high) = (np.triu_indices(len(edge), 1) for edge in (edge_x, edge_y))
+    box = sums[high][:, right] - sums[low][:, right] - sums[high][:, left] + sums[low][:, left]
+    box, total = box.reshape(-1, 13), sums[-1, -1]
+    usable = np.flatnonzero((box[:, 0] >= STEP_STARS) & (len(x) - box[:, 0] >= STEP_STARS))
+    if not len(usable):
+        return None
+    mean = lambda part: np.linalg.solve(part[:, 4:].reshape(-1, 3, 3), part[:, 1:4, None])[..., 0]
+    gain = lambda part: 0.5 * (part[:, 1:4] * mean(part)).sum(axis=1)
+    inner, outer = box[usable], total - box[usable]
+    gains = gain(inner) + gain(outer) - gain(total[None])
+    best = int(np.argmax(gains))
+    up, along = np.unravel_index(usable[best], (len(low), len(left)))
+    size = mean(inner[best : best + 1])[0] - mean(outer[best : best + 1])[0]
+    return np.array(
+        [edge_x[left[along]], edge_x[right[along]], edge_y[low[up]], edge_y[high[up]], *size, gains[best]]
+    )
+
+# %% ../../nbs/05_epsf/07_scatter.ipynb #st02b
+def in_box(step, x, y):
+    "Whether places lie in the box of a row of `STEP_COLUMNS`."
+    return (x > step[0]) & (x <= step[1]) & (y > step[2]) & (y <= step[3])
+
+
+def inverse_scatter(change, cov):
+    "Inverse [N, 3, 3] of scatter and errors of shapes [N, 3], [N, 3, 3]; less for stars that lie far off."
+    total = shape_scatter(change, cov) + cov
+    distance = np.einsum("ni,ni->n", change, np.linalg.solve(total, change[..., None])[..., 0])
+    return np.linalg.inv(total) * np.minimum(1, FAR_STAR / np.maximum(distance, 1e-9))[:, None, None]
+
+# %% ../../nbs/05_epsf/07_scatter.ipynb #st03
+def find_steps(
+    x,  # of stars [N], pix
+    y,  # [N], pix
+    change,  # of ln FWHM, e1, e2 that suit each star [N, 3]
+    cov,  # their covariances by the noise [N, 3, 3]
+    shape: tuple[int, int],  # rows, columns of the frame
+) -> np.ndarray:
+    "Boxes in which the PSF differs from that around, the clearest first, as rows [K, 8] of `STEP_COLUMNS`."
+    steps = []
+    while len(steps) < MOST_STEPS and len(x) >= 2 * STEP_STARS:
+        weight = inverse_scatter(change, cov)
+        step = best_box(x, y, change, weight, shape)
+        if step is None or step[-1] < STEP_GAIN or np.abs(step[4:7]).max() < LEAST_STEP:
+            break
+        steps.append(step)
+        change = change - in_box(step, x, y)[:, None] * step[4:7]
+    return np.array(steps).reshape(-1, len(STEP_COLUMNS))

@@ -358,12 +358,17 @@ def combine_tests(tests, count: int) -> Verdict:
 
 # %% ../../nbs/05_epsf/07_selection.ipynb #c018b
 ODD_SHARE = 0.5  # of a band's seeds that its own core suits; with less the band is unlike the others
+HOPELESS_CHI2 = (
+    15.0  # median of a core's stars from which on it suits none; real fields show 1.3 to 4, rings 35
+)
 TELLING_SEEDS = 3  # of a band, at least, for it to be judged
 
 
 def seeds_that_suit(test: ShapeTest, seeds) -> float:
     "Share of a band's seeds, bool [S], that its own core suits; 1 with fewer than three, which tell nothing."
     own = seeds[test.source]
+    if test.core is not None and np.median(test.core.chi2) > HOPELESS_CHI2:
+        return 0.0
     error = np.sqrt(test.variance[own] + BAND_FLOOR**2)
     return float(suits(test.change[own], error).mean()) if own.sum() >= TELLING_SEEDS else 1.0
 

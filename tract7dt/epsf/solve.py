@@ -10,10 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .profile import LNF, add_grid, grid_half, moves_at, offsets, residual_modes, shift_matrix
+from .model import RIDGES_BY_DEGREE
+from tract7dt.epsf.profile import (
+    BY_LNF,
+    LNF,
+    add_grid,
+    core_value,
+    grid_half,
+    moves_at,
+    offsets,
+    residual_modes,
+    shift_matrix,
+)
 from tract7dt.epsf.star_fit import (
     CHI2_RADIUS,
     POSITION_LIMIT,
+    Information,
     StarStamps,
     StarState,
     batches,
@@ -27,7 +39,7 @@ from tract7dt.epsf.star_fit import (
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c006
 MIN_STARS = 3  # of a band, for a model
-LADDER = ((18, 2), (8, 1), (MIN_STARS, 0))  # least number of stars and the degree that they afford
+LADDER = ((18, 2), (5, 1), (MIN_STARS, 0))  # least number of stars and the degree that they afford
 
 
 def degree_for(nstars: int) -> int | None:
@@ -35,7 +47,7 @@ def degree_for(nstars: int) -> int | None:
     return next((degree for least, degree in LADDER if nstars >= least), None)
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c009
-RIDGES = (0.03, 0.03, 0.01, 0.01, 0.01)  # 1-sigma priors of the terms above the constant
+RIDGES = tuple(np.repeat(RIDGES_BY_DEGREE[1:], (2, 3)))  # 1-sigma priors of the terms above the constant
 ELLIPTICITY_PRIOR = 0.3  # 1-sigma prior of the constant term of e1 and e2, around 0
 LNB_PRIOR = (0.9, 0.5)  # mean and 1-sigma width of the prior of ln(beta - 1)
 WIDE_PRIOR = (0.04, 0.06)  # mean and 1-sigma width of the prior of the wide part's share
@@ -52,6 +64,8 @@ class CoreFit:
     cov: np.ndarray  # covariance [3 T + 2, 3 T + 2], parameter by parameter, exponent, wings
     state: StarState  # of the stars
     chi2: np.ndarray  # of the stars' cores [N]
+    moves: np.ndarray  # change of the values if one star were not there [N, 3 T + 2]
+    settled: bool = True  # whether the fit has converged
 
     @property
     def values(self):
@@ -92,16 +106,44 @@ def star_weights(chi2):
 # %% ../../nbs/05_epsf/04_solve.ipynb #c010k
 LARGEST_CHANGE = 0.3  # of a parameter of the core (pix of a star's position) in one step
 LAST_CHANGE = 2e-4  # a smaller step of all parameters is the last
+SETTLED_CHANGE = 0.02  # and a fit whose last step was larger has not converged
+LEAST_DAMPING = 0.1  # of a step, the least share that is taken
+MOST_GROWTH = 1.5  # of this share from one step to the next
 LEAST_FLUX_SHARE = 0.2  # of a star's flux that a step leaves
 LNB_RANGE = (-0.7, 2.5)  # least and largest ln(beta - 1): exponents from 1.5 to 13
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c010a
-def limited(change, values):
-    "A step of the band's parameters, shortened where it would leave the sensible range."
-    change = np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)
-    change[-1] = np.clip(values[-1] + change[-1], *WIDE_RANGE) - values[-1]
-    change[-2] = np.clip(values[-2] + change[-2], *LNB_RANGE) - values[-2]
-    return change
+def bounded_step(
+    matrix,  # of the band's normal equations [q, q]
+    vector,  # [q]
+    values,  # parameters so far [q]: coefficients, ln(beta - 1), share of the wide part
+):
+    "The best step of the band's parameters within their range, shortened where it would go far."
+    low, high = np.full(len(values), -np.inf), np.full(len(values), np.inf)
+    low[-2:] = np.subtract([LNB_RANGE[0], WIDE_RANGE[0]], values[-2:])
+    high[-2:] = np.subtract([LNB_RANGE[1], WIDE_RANGE[1]], values[-2:])
+    change, free = np.zeros(len(values)), np.ones(len(values), bool)
+    for _ in range(3):
+        rest = vector[free] - matrix[np.ix_(free, ~free)] @ change[~free]
+        change[free] = np.linalg.solve(matrix[np.ix_(free, free)], rest)
+        beyond = np.flatnonzero(free & ((change < low) | (change > high)))
+        if not len(beyond):
+            break
+        room = np.where(change < 0, low, high)[beyond]
+        first = np.argmin(room / change[beyond])  # that leaves its range first on the way
+        change[beyond[first]], free[beyond[first]] = room[first], False
+    return change * min(1.0, LARGEST_CHANGE / np.abs(change).max())
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c010a1
+def damping(
+    damp: float,  # share of the last step that was taken
+    before,  # that step, whole [q]
+    change,  # the next one, whole [q]
+    matrix,  # of the normal equations [q, q]
+) -> float:
+    "Share of a step to be taken: where along the last one the next would be zero, by the secant."
+    left = (before @ matrix @ change) / (before @ matrix @ before)
+    return float(np.clip(damp / max(1 - left, LEAST_DAMPING), LEAST_DAMPING, min(1.0, MOST_GROWTH * damp)))
 
 
 def moved(state: StarState, step, listed) -> StarState:
@@ -130,6 +172,34 @@ def terms_degree(core: CoreFit) -> int:
     "Degree of the polynomial of a fitted core."
     return {1: 0, 3: 1, 6: 2}[core.coef.shape[1]]
 
+# %% ../../nbs/05_epsf/04_solve.ipynb #c010j
+def left_out(
+    matrix,  # of the normal equations of all stars and the priors [q, q]
+    weight,  # of each star in them [N]
+    jacobians,  # from the parameters to each star's five numbers [N, 5, q]
+    info: Information,  # of the stars
+):
+    "Change [N, q] of the parameters if one star were not there."
+    across = np.swapaxes(jacobians, 1, 2)
+    own = weight[:, None, None] * (across @ info.h @ jacobians)
+    score = weight[:, None, None] * (across @ info.g[..., None])
+    return -np.linalg.solve(matrix - own, score)[..., 0]
+
+
+def jackknife(moves):
+    "Covariance [q, q] of parameters from their moves [N, q] when one part of the data is left out."
+    away = moves - moves.mean(axis=0)
+    return (len(moves) - 1) / len(moves) * away.T @ away
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c010j1
+def prior_share(
+    matrix,  # of the normal equations [q, q]
+    precision,  # inverse variances of the priors in it [q]
+):
+    "The part of the parameters' covariance [q, q] that is due to the priors."
+    half = np.linalg.solve(matrix, np.diag(np.sqrt(precision)))
+    return half @ half.T
+
 # %% ../../nbs/05_epsf/04_solve.ipynb #c010
 def fit_core(
     stamps: StarStamps,  # of N stars
@@ -137,12 +207,12 @@ def fit_core(
     start,  # coefficients parameter by parameter, ln(beta - 1), wide share [3 T + 2]
     state: StarState,  # of the stars
     around,  # light of their neighbours [N, P], counts
-    iterations: int = 8,  # Gauss-Newton steps, at most
+    iterations: int = 12,  # Gauss-Newton steps, at most
 ) -> CoreFit:
     "Fit the core's variation over the frame, its exponent and its wings to all stars."
     jacobians, (mean, precision) = spread(terms), core_prior(terms.shape[1])
     listed = stamps.x - stamps.column, stamps.y - stamps.row
-    values = np.array(start, float)
+    values, damp, before = np.array(start, float), 1.0, None
     for _ in range(iterations):
         info = information(stamps, jacobians @ values, None, 1.0, state, around)
         weight = star_weights(info.chi2)
@@ -152,15 +222,17 @@ def fit_core(
         vector = np.einsum("n,nia,ni->a", weight, jacobians, info.g, optimize=True) + precision * (
             mean - values
         )
-        change = limited(np.linalg.solve(matrix, vector), values)
+        whole = bounded_step(matrix, vector, values)
+        damp = damp if before is None else damping(damp, before, whole, matrix)
+        before, change = whole, damp * whole
         values = values + change
         state = moved(state, info.nuisance_step(jacobians @ change), listed)
         if np.abs(change).max() < LAST_CHANGE:
             break
-    count = 3 * terms.shape[1]
-    return CoreFit(
-        values[:count].reshape(3, -1), values[-2], values[-1], np.linalg.inv(matrix), state, info.chi2
-    )
+    coef, settled = values[:-2].reshape(3, -1), bool(np.abs(whole).max() < SETTLED_CHANGE)
+    moves = left_out(matrix, weight, jacobians, info)
+    cov = jackknife(moves) + prior_share(matrix, precision)
+    return CoreFit(coef, values[-2], values[-1], cov, state, info.chi2, moves, settled)
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c012
 AMPLITUDES = (0.01, 0.03, 0.1, 0.2, 0.4)  # of the residual's prior that are tried, over the core
@@ -318,6 +390,118 @@ def solve_residual(
     matrix, vector = residual_equations(stamps, theta, grid, step, state, around, modes, half)
     amplitude, coefficients = best_by_evidence(matrix[None], vector[None], AMPLITUDES)
     return np.tensordot(coefficients[0], modes, axes=1), amplitude
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c012j
+MOST_GROUPS = 30  # of stars that are left out together
+FLUX_HALF = 27  # pixels from the middle to the edge of the stamp that a star is fitted with
+
+
+def star_groups(count: int):
+    "Group of each of `count` stars that are left out together [count]; each its own where they are few."
+    return np.arange(count) % min(count, MOST_GROUPS)
+
+
+def mode_response(
+    theta,  # a typical core [5]
+    grid,  # residual grid [g, g]
+    modes,  # [m, g, g]
+    step: float,  # distance of the nodes, pix
+):
+    "Relative change [m] of a fitted flux per unit of each mode of the grid."
+    half, stride = round((grid.shape[0] - 1) * step / 2), round(1 / step)
+    x, y = offsets(FLUX_HALF)
+    psf = core_value(theta, x, y)
+    every = slice((grid.shape[0] // 2) % stride, None, stride)
+    inner = inner_pixels(FLUX_HALF, half)
+    psf[inner] += grid[every, every].ravel()
+    seen = modes[:, every, every].reshape(len(modes), -1)
+    return (seen.sum(axis=1) - seen @ psf[inner] * psf.sum() / (psf @ psf)) / psf.sum()
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c012j0
+def star_columns(
+    stamps: StarStamps,  # of N stars
+    theta,  # core at each star [N, 5]
+    grid,  # residual grid [g, g]
+    grid_step: float,  # distance of its nodes, pix
+    state: StarState,  # of the stars
+    around,  # light of their neighbours [N, P], counts
+    half: int,  # pixels from the middle of the grid to its edge
+):
+    "What `mode_rows` needs of stars besides the modes, in the order of its arguments."
+    smooth, slopes = psf_images(theta, None, grid_step, state, stamps.half)
+    psf, flux, moves = smooth.copy(), state.flux[:, None], slopes[:, :BY_LNF]
+    add_grid(grid, state.dx, state.dy, stamps.half, grid_step, psf, moves)
+    weights = pixel_weights(stamps, flux * psf, around)
+    residual = flat(stamps.data) - flux * smooth - around - state.sky[:, None]
+    columns = np.concatenate([residual[:, None], flux[:, None] * slopes[:, BY_LNF:]], axis=1)
+    jacobian = nuisance_jacobian(psf, moves, state)
+    nuisance, _ = normal_equations(jacobian, weights, residual)
+    nuisance = nuisance + np.eye(4) * (1e-12 * np.einsum("nii->n", nuisance)[:, None, None] + 1e-300)
+    own = (jacobian * weights[:, None]) @ np.swapaxes(columns, 1, 2)
+    scale = star_weights(chi2_of(weights, residual - flux * (psf - smooth), stamps.half))
+    inner = inner_pixels(stamps.half, half + 1)
+    root = np.sqrt(weights[:, inner])
+    return state.flux, root, columns[:, :, inner], jacobian[:, :, inner], nuisance, own, scale
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c012j0b
+def mode_rows(
+    table,  # modes as the star sees them, on the inner pixels [m, p]
+    flux,  # of the star, counts
+    root,  # roots of the weights [p]
+    columns,  # what the modes are compared with [c, p]
+    jacobian,  # derivatives by the nuisances [4, p]
+    nuisance,  # equations of the nuisances: matrix [4, 4]
+    own,  # and vectors [4, c]
+    scale,  # weight of the star
+):
+    "Products [m, m + c] of the modes with each other and with the columns, the star's nuisances eliminated."
+    table = table * (flux * root)
+    cross = table @ (jacobian * root).T
+    back = np.linalg.solve(nuisance, np.column_stack([cross.T, own]))
+    return scale * (table @ np.column_stack([table.T, (columns * root).T]) - cross @ back)
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c012j1
+def grouped_equations(
+    stamps: StarStamps,  # of N stars
+    theta,  # core at each star [N, 5]
+    grid,  # residual grid [g, g]
+    grid_step: float,  # distance of its nodes, pix
+    state: StarState,  # of the stars
+    around,  # light of their neighbours [N, P], counts
+    modes,  # of the prior [m, g, g]
+    jacobians,  # from the band's parameters to each star's five numbers [N, 5, q]
+):
+    "Normal equations [G, m, m], [G, m, 1] of the modes by group, and how the core enters them [G, m, q]."
+    by_row, group = np.ascontiguousarray(modes.transpose(1, 0, 2)), star_groups(len(stamps))
+    half, m = round((grid.shape[0] - 1) * grid_step / 2), len(modes)
+    total = np.zeros((group.max() + 1, m, m + 1 + jacobians.shape[2]))
+    for some in batches(len(stamps), stamps.pixels):
+        few = stamps.take(some), theta[some], grid, grid_step, state.take(some), around[some], half
+        columns = star_columns(*few)
+        for k, dx, dy, local, *star in zip(
+            group[some], state.dx[some], state.dy[some], jacobians[some], *columns
+        ):
+            rows = mode_rows(moved_modes(by_row, dx, dy, half, grid_step), *star)
+            total[k, :, : m + 1] += rows[:, : m + 1]
+            total[k, :, m + 1 :] += rows[:, m + 1 :] @ local
+    return np.split(total, [m, m + 1], axis=2)
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c012j2
+def grid_moves(
+    equations,  # those of `grouped_equations`
+    moves,  # change of the core's parameters if a group were not there [G, q]
+    amplitude: float,  # of the prior
+    response,  # of a flux to the modes [m]
+):
+    "Relative flux error [G] that the grid makes if a group were not there; and its variance by the prior."
+    matrices, vectors, cores = equations
+    matrix = matrices.sum(axis=0) + np.eye(len(response)) * amplitude**-2
+    vector = vectors.sum(axis=0)
+    now = np.linalg.solve(matrix, vector)[:, 0]
+    rest = vector - vectors - (cores.sum(axis=0) - cores) @ moves[..., None]
+    without = np.linalg.solve(matrix - matrices, rest)[..., 0]
+    open_part = np.linalg.solve(matrix, response) / amplitude
+    return (without - now) @ response, float(open_part @ open_part)
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c016
 TAUS = (0.002, 0.005, 0.01, 0.02, 0.04)  # widths of the offsets' distribution that are tried

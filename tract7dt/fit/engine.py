@@ -15,7 +15,14 @@ from threadpoolctl import ThreadpoolController
 
 from .flags import BLENDED_RATIO, DEGENERATE_RATIO, SKY_ELSEWHERE, FitFlag, FitStatus, is_negative
 from .footprints import Footprint, Pixels, image_products, plan_footprints, rough_sky, unmodelled
-from .normal import Plan, excess_variance, modelled_light
+from tract7dt.fit.normal import (
+    Plan,
+    excess_variance,
+    modelled_light,
+    profile_variance,
+    shift_variance,
+    sky_share,
+)
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
@@ -54,6 +61,14 @@ def ignored_pixels(plan: Plan, problem: FitProblem) -> np.ndarray:
     "Pixels with data that were given no weight: light of sources that are not in the list, bool [H, W]."
     return np.any([band.invvar > 0 for band in problem.bands], axis=0) & (plan.pixels.bands_seen == 0)
 
+# %% ../../nbs/06_fit/17_engine.ipynb #skyres
+def sky_residual(outcome: Outcome) -> np.ndarray:
+    "Residual in units of the noise of the sky alone, float32 [B, H, W]."
+    share = sky_share(outcome.plan.pixels)
+    if share is None:
+        return outcome.state.residual
+    return outcome.state.residual / np.sqrt(np.where(share > 0, share, np.float32(1)))
+
 # %% ../../nbs/06_fit/17_engine.ipynb #unseen
 LEAST_SEEN = 0.005  # share of the profile on good pixels below which a source is not measured in a band
 
@@ -75,8 +90,9 @@ def hide_unseen(
 # %% ../../nbs/06_fit/17_engine.ipynb #astray
 def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:
     "Whether, in any band whose sky has a prior, a free sky would be far from 0."
-    good = np.count_nonzero(plan.pixels.weight, axis=(1, 2))
-    inverse_error = np.sqrt(plan.pixels.sky_sky / np.maximum(good, 1))
+    pixels = plan.pixels.of_sky
+    good = np.count_nonzero(pixels.weight, axis=(1, 2))
+    inverse_error = np.sqrt(pixels.sky_sky / np.maximum(good, 1))
     held = np.isfinite([band.sky_prior for band in problem.bands])
     return bool(np.any(held & (np.abs(sky_free) * inverse_error > SKY_ELSEWHERE)))
 
@@ -190,10 +206,11 @@ def assemble(
     shown,  # sources whose light is in the model, bool [S]
 ) -> FitResult:
     "Errors, quality and verdict on every source."
-    excess = excess_variance(problem, outcome.plan, modelled_light(outcome.plan, outcome.state))
-    ignored = ignored_pixels(outcome.plan, problem)
+    light = modelled_light(outcome.plan, outcome.state)
+    excess = excess_variance(problem, outcome.plan, light) + profile_variance(problem, light)
     errors = measure_errors(problem, outcome, excess)
-    quality = measure_quality(outcome, errors.flux_cond, excess, shown, problem.options.open_sides)
+    expected = excess + shift_variance(problem, outcome.plan, light)
+    quality = measure_quality(outcome, errors.flux_cond, expected, shown, problem.options.open_sides)
     errors = hide_unseen(problem, outcome, errors, quality, shown)
     at_bound = tuple(
         limits_reached((low, high), theta, free)
@@ -202,7 +219,7 @@ def assemble(
     status = fit_status(problem, start, outcome, at_bound)
     blind = ~np.isfinite(errors.flux_cond).any(axis=1) & (status != FitStatus.FAILED)
     status = np.where(blind, np.uint8(FitStatus.NO_DATA), status)
-    residual, fluxes = outcome.state.residual, flux_columns(outcome, errors, quality)
+    residual, fluxes = sky_residual(outcome), flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),
         **gradient_columns(outcome, errors, status),
@@ -217,7 +234,7 @@ def assemble(
         model=quality.model,
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
-        ignored=ignored,
+        ignored=ignored_pixels(outcome.plan, problem),
         fracwindow=quality.lost,
         worth=final_worth(problem, outcome, errors),
     )

@@ -54,7 +54,7 @@ FLAGS = (
     FlagInfo(
         "near_unmodelled",
         False,
-        "light that belongs to no source in the list changes a flux by more than half its error and 1 %",
+        "light that belongs to no source in the list changes a flux by more than 3 errors and 5 %",
     ),
     FlagInfo(
         "blended",
@@ -81,7 +81,7 @@ FLAGS = (
     FlagInfo(
         "runaway",
         True,
-        "the fitted radius is more than 4 times the start value and twice the PSF's width: "
+        "the fitted radius is more than 4 times the start value and 1.3 times the PSF's width: "
         "light of something else, or of the sky, was taken for the source's",
     ),
     FlagInfo(

@@ -25,6 +25,7 @@ def image_products(one, two) -> np.ndarray:
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010h
 HELD = 1e12  # information of a prior that holds the sky, in units of what the pixels know of it
+MOST_KEPT = 3e7  # bytes of transforms that are kept for sources with a place of their own
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #off0
 def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | None:
@@ -33,27 +34,12 @@ def band_moves(offsets: tuple[BandOffset | None, ...], place) -> np.ndarray | No
         return None
     return np.transpose([(0.0, 0.0) if offset is None else offset.at(*place) for offset in offsets])
 
-# %% ../../nbs/06_fit/08_footprints.ipynb #c010
-class PSFTransforms:
-    "Half of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
+# %% ../../nbs/06_fit/08_footprints.ipynb #meanpsf
+class MeanPSF:
+    "Part of `Pixels`: the mean PSF of its bands."
 
     psfs: tuple[PixelPSF, ...]
     cubes: dict
-    offsets: tuple[BandOffset | None, ...]
-
-    @cached_property
-    def psf_radius(self) -> int:
-        "Half size of the largest PSF stamp, pixels."
-        return int(np.ceil(max(psf.radius for psf in self.psfs)))
-
-    def cube(self, period: int, place) -> tuple[FrequencyGrid, np.ndarray]:
-        "Frequency grid and PSF transforms [K, B, U] for a period and a source at `place` (x, y)."
-        if period not in self.cubes:
-            grid, cube = psf_cube(self.psfs, period)
-            self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
-        grid, cube, slopes = self.cubes[period]
-        cube, moves = cube_at(self.psfs, cube, slopes, *place), band_moves(self.offsets, place)
-        return grid, cube if moves is None else cube_moved(cube, grid, moves)
 
     @cached_property
     def mean_psf(self) -> PixelPSF:
@@ -70,6 +56,36 @@ class PSFTransforms:
         if (period, "mean") not in self.cubes:
             self.cubes[period, "mean"] = psf_cube([self.mean_psf], period)
         return self.cubes[period, "mean"]
+
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010
+class PSFTransforms(MeanPSF):
+    "Part of `Pixels`: the PSFs of its bands, whose transforms are made once for each period."
+
+    offsets: tuple[BandOffset | None, ...]
+
+    @cached_property
+    def psf_radius(self) -> int:
+        "Half size of the largest PSF stamp, pixels."
+        return int(np.ceil(max(psf.radius for psf in self.psfs)))
+
+    def cube(self, period: int, place) -> tuple[FrequencyGrid, np.ndarray]:
+        "Frequency grid and PSF transforms [K, B, U] for a period and a source at `place` (x, y)."
+        if period not in self.cubes:
+            grid, cube = psf_cube(self.psfs, period)
+            self.cubes[period] = grid, cube, psf_slopes(self.psfs, grid)
+        grid, cube, slopes = self.cubes[period]
+        key = period, float(place[0]), float(place[1])
+        if key in self.own_cubes:
+            return grid, self.own_cubes[key]
+        own = cube_moved(cube_at(self.psfs, cube, slopes, *place), grid, band_moves(self.offsets, place))
+        if own is not cube and (len(self.own_cubes) + 1) * own.nbytes < MOST_KEPT:
+            self.own_cubes[key] = own
+        return grid, own
+
+    @cached_property
+    def own_cubes(self) -> dict:
+        "Transforms of sources that have some of their own, by period and place."
+        return {}
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010s
 class SkyProducts:
@@ -95,9 +111,25 @@ class SkyProducts:
         "Product of the whitened unit sky with the whitened image, [B]."
         return image_products(self.weight, self.target)
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #c010f
+class WeightedFrame:
+    "The last part of `Pixels`: where it lies, and what of it counts."
+
+    weight: np.ndarray
+
+    @property
+    def frame(self) -> Window:
+        "The whole image as a window."
+        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
+
+    @cached_property
+    def bands_seen(self) -> np.ndarray:
+        "Number of bands in which each pixel is good, float32 [H, W]."
+        return np.count_nonzero(self.weight, axis=0).astype(np.float32)
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c010b
 @dataclass(frozen=True, eq=False)
-class Pixels(PSFTransforms, SkyProducts):
+class Pixels(PSFTransforms, SkyProducts, WeightedFrame):
     "Whitened images, inverse errors and PSFs of all bands."
 
     target: np.ndarray  # data over noise, float32 [B, H, W]
@@ -108,6 +140,7 @@ class Pixels(PSFTransforms, SkyProducts):
     sky_prior: np.ndarray | float = np.inf  # width of the prior on the sky of each band, counts, [B]
     log_wavelength: np.ndarray | None = None  # of the bands over the reference, [B]; None: one radius for all
     offsets: tuple[BandOffset | None, ...] = ()  # of the bands against common positions; (): none has any
+    bare: "Pixels | None" = None  # the same with the noise of the sky alone as weights; None: these are
 
     @classmethod
     def of(cls, problem: FitProblem) -> "Pixels":
@@ -122,17 +155,13 @@ class Pixels(PSFTransforms, SkyProducts):
     def without(self, ignored) -> "Pixels":
         "The same with no weight on the pixels in `ignored`, bool [H, W]."
         target, weight = (np.where(ignored, np.float32(0), image) for image in (self.target, self.weight))
-        return replace(self, target=target, weight=weight)
+        bare = None if self.bare is None else self.bare.without(ignored)
+        return replace(self, target=target, weight=weight, bare=bare)
 
     @property
-    def frame(self) -> Window:
-        "The whole image as a window."
-        return Window(0, self.weight.shape[2], 0, self.weight.shape[1])
-
-    @cached_property
-    def bands_seen(self) -> np.ndarray:
-        "Number of bands in which each pixel is good, float32 [H, W]."
-        return np.count_nonzero(self.weight, axis=0).astype(np.float32)
+    def of_sky(self) -> "Pixels":
+        "These pixels with weights by the noise of the sky alone."
+        return self if self.bare is None else self.bare
 
 # %% ../../nbs/06_fit/08_footprints.ipynb #c012
 # Odd, so that no frequency is its own opposite; few, so that many sources share the transforms of the PSFs.
@@ -309,6 +338,15 @@ def make_footprint(
     far = furthest_edge(window, theta) if half > LARGE_HALF else half
     return Footprint(window, half, period_for(kind, theta, half, pixels.psf_radius, far), *theta[:3])
 
+# %% ../../nbs/06_fit/08_footprints.ipynb #held
+def wholly_held(problem: FitProblem) -> np.ndarray:
+    "Sources of which place, shape and, by priors in all bands, fluxes are given, bool [S]."
+    sources = problem.sources
+    if sources.flux_prior_sigma is None:
+        return np.zeros(len(sources), bool)
+    given = np.isfinite(np.asarray(sources.flux_prior_sigma, float)).any(axis=1)
+    return given & sources.fix_position & sources.fix_size & sources.fix_shape & sources.fix_n
+
 # %% ../../nbs/06_fit/08_footprints.ipynb #c007fitnat
 NOWHERE = Footprint(Window(0, 0, 0, 0), 0, 1, 0.0, 0.0, 0.0)  # of a source that is not fitted
 
@@ -321,9 +359,10 @@ def plan_footprints(
     depth: np.ndarray,  # and the inverse error of a pixel, [B]
 ) -> list[Footprint]:
     "Footprint of each source; empty where there is nothing to fit."
+    loss = np.where(wholly_held(problem), 0.0, problem.options.footprint_loss)
     footprints = [
-        make_footprint(kind, theta, pixels, sky, depth, problem.options.footprint_loss) if usable else NOWHERE
-        for kind, theta, usable in zip(problem.sources.kind, start.theta, start.usable)
+        make_footprint(kind, theta, pixels, sky, depth, least) if usable else NOWHERE
+        for kind, theta, usable, least in zip(problem.sources.kind, start.theta, start.usable, loss)
     ]
     return [f if pixels.weight[f.window.slices].any() else NOWHERE for f in footprints]
 

@@ -343,10 +343,41 @@ def modelled_light(plan: Plan, state: State) -> np.ndarray:
     return np.maximum(light, 0, out=light)
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c041
+def sky_share(pixels: Pixels) -> np.ndarray | None:
+    "Variance of the sky over the variance that the weights assume, float32 [B, H, W]; None if it is 1."
+    if pixels.bare is None:
+        return None
+    seen = pixels.weight > 0
+    ratio = np.divide(pixels.weight, pixels.bare.weight, out=np.ones_like(pixels.weight), where=seen)
+    return np.square(ratio, out=ratio)
+
+
 def excess_variance(problem: FitProblem, plan: Plan, light) -> np.ndarray:
-    "Photon variance of whitened `light` in units of the sky variance, float32 [B, H, W]."
+    """What the variance of sky and photons is above that of the weights, in its units, float32 [B, H, W].
+
+    `light` is whitened with the weights of the plan.
+    """
     per_electron = np.array([1 / band.gain for band in problem.bands], np.float32)[:, None, None]
-    return light * plan.pixels.weight * per_electron
+    out, share = light * plan.pixels.weight * per_electron, sky_share(plan.pixels)
+    return out if share is None else out + (share - 1)
+
+# %% ../../nbs/06_fit/10_normal.ipynb #prof
+def profile_variance(problem: FitProblem, light) -> np.ndarray:
+    "Variance by the share of whitened `light` that a PSF gets wrong, in units of that of the weights."
+    share = np.array([band.psf_error.profile for band in problem.bands], np.float32)[:, None, None]
+    return np.square(light * share) if share.any() else np.zeros_like(light)
+
+
+def shift_variance(problem: FitProblem, plan: Plan, light) -> np.ndarray:
+    "The same by shifts of a band against the others."
+    out, weight = np.zeros_like(light), plan.pixels.weight
+    for b, band in enumerate(problem.bands):
+        if band.psf_error.position > 0:
+            seen = weight[b] > 0
+            counts = np.divide(light[b], weight[b], out=np.zeros_like(light[b]), where=seen)
+            by_y, by_x = np.gradient(counts)
+            out[b] = (by_x**2 + by_y**2) * np.square(band.psf_error.position * weight[b])
+    return out
 
 # %% ../../nbs/06_fit/10_normal.ipynb #c045
 def gradient(state) -> np.ndarray:

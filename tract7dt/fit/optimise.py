@@ -19,7 +19,8 @@ from tract7dt.fit.footprints import (
     semi_major,
     significant,
 )
-from .normal import Plan, State, evaluate, excess_variance, modelled_light
+from .linalg import inverse_spd
+from .normal import Plan, State, evaluate, excess_variance, modelled_light, solved
 from .parameters import Rules
 from .problem import STAR, FitProblem
 from .render import ETA1, G, L, N, P, Window, X, Y
@@ -32,6 +33,7 @@ from tract7dt.fit.steps import (
     prior_penalty,
     quadratic,
 )
+from .weights import first_weights, renew_weights
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c007
 NOISE = 1e-3  # a rise of the objective that is only rounding
@@ -223,7 +225,9 @@ def update_footprints(
     "Plan with new footprints for the sources in `who`; a source keeps its old one if it left the image."
     prints = list(plan.footprints)
     for s in np.flatnonzero(who):
-        new = make_footprint(plan.kind[s], theta[s], plan.pixels, sky, depth, problem.options.footprint_loss)
+        new = make_footprint(
+            plan.kind[s], theta[s], plan.pixels.of_sky, sky, depth, problem.options.footprint_loss
+        )
         empty = new.window.empty or not plan.pixels.weight[new.window.slices].any()
         prints[s] = prints[s] if empty else new
     return Plan.make(problem, plan.pixels, plan.free, prints)
@@ -286,7 +290,8 @@ class Fit:
     quad, gain [S]: quadratic model and expected gains, `UNKNOWN` and the last ones after a change;
     frozen, bool [S]: sources that were given up; steps, new_footprints, int [S]: how often each source moved
     and got a new footprint; history: the objective at the beginning and after each iteration; searching:
-    whether unmodelled light is still to be looked for.
+    whether unmodelled light is still to be looked for; renewals: how often the weights were renewed, after
+    which the objective is another one.
     """
 
     setup: Setup
@@ -300,6 +305,7 @@ class Fit:
     history: tuple[float, ...]
     searching: bool
     quad: Quadratic = UNKNOWN
+    renewals: int = 0
 
     @property
     def assessed(self) -> bool:
@@ -314,7 +320,7 @@ class Fit:
 # %% ../../nbs/06_fit/14_optimise.ipynb #begin
 def begin_fit(setup: Setup, plan: Plan, theta) -> Fit:
     "A fit that begins at parameters `theta` [S, P]."
-    state, count = evaluate(plan, theta), len(theta)
+    (plan, state), count = first_weights(setup.problem, plan, theta), len(theta)
     return Fit(
         setup,
         plan,
@@ -343,16 +349,39 @@ def lever(plan: Plan, state: State) -> np.ndarray:
     return second - first**2 / np.where(total > 0, total, 1)
 
 
+def with_gradient(plan: Plan, stack: np.ndarray, s: int) -> np.ndarray:
+    "The stack of a source with its derivative by g, the last of all, which is that by L times ln wavelength."
+    place = int(np.searchsorted(np.flatnonzero(plan.free[s]), L)) + 1
+    by_g = stack[:, place : place + 1] * plan.pixels.log_wavelength[:, None, None, None]
+    return np.concatenate([stack, by_g.astype(np.float32)], axis=1)
+
+# %% ../../nbs/06_fit/14_optimise.ipynb #tiltcode2
+LEAST_PRIOR = 1 / 3  # information of the prior on g in units of what the pixels know of it, at least
+
+
+def gradient_rules(rules: Rules, quad: Quadratic) -> Rules:
+    "The rules with priors on g that pixels of many photons do not overrule."
+    information, count = rules.info.copy(), len(rules.info)
+    free = np.isin(np.arange(count) * P + G, quad.index)
+    blocks = quad.own_blocks(quad.H, count)[free]
+    known = 1 / inverse_spd(blocks)[:, G, G] - information[free, G]
+    information[free, G] = np.maximum(information[free, G], LEAST_PRIOR * known)
+    return replace(rules, info=information)
+
+
 def free_gradients(fit: Fit) -> Fit:
     "The fit in which the radii of bright galaxies may change with wavelength, if that was asked for."
-    plan = fit.plan
-    who = plan.free[:, L] & (lever(plan, fit.state) > LEVER)
+    plan, state = fit.plan, fit.state
+    who = plan.free[:, L] & (lever(plan, state) > LEVER)
     if not (fit.setup.problem.options.size_gradient and who.any()):
         return fit
-    free = plan.free.copy()
-    free[:, G] = who
+    free = plan.free | (who[:, None] & (np.arange(P) == G))
+    stacks = [with_gradient(plan, stack, s) if who[s] else stack for s, stack in enumerate(state.stacks)]
     plan = replace(plan, free=free)
-    return replace(fit, plan=plan, state=evaluate(plan, fit.state.theta, fit.state, who))
+    state = solved(plan, state.theta, stacks, state, who, state.linearised_at)
+    rules = gradient_rules(fit.setup.rules, quadratic(plan, state, fit.setup.rules))
+    history = (objective(state, rules),)
+    return replace(fit, plan=plan, state=state, setup=replace(fit.setup, rules=rules), history=history)
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #c032
 def assess(fit: Fit, late: bool = False) -> Fit:
@@ -441,6 +470,24 @@ def mask_unmodelled_light(fit: Fit) -> Fit:
 def unmodelled_light_is_due(fit: Fit, iteration: int) -> bool:
     "Whether unmodelled light is to be looked for now."
     return fit.searching and iteration < fit.setup.max_iters and (iteration == SEARCH or fit.converged)
+
+# %% ../../nbs/06_fit/14_optimise.ipynb #weights
+EARLY = 4  # iteration after which weights are renewed even if nobody has converged
+MOST_RENEWALS = 3  # besides the first weights, those of the light at the start
+
+
+def weights_are_due(fit: Fit, iteration: int) -> bool:
+    "Whether the weights are to be those of the present light now."
+    early = iteration == EARLY and not fit.renewals
+    return iteration < fit.setup.max_iters and fit.renewals < MOST_RENEWALS and (early or fit.converged)
+
+
+def with_new_weights(fit: Fit) -> Fit:
+    "The fit, assessed, with the weights of its present light; itself if they would hardly change."
+    renewed = renew_weights(fit.setup.problem, fit.plan, fit.state)
+    if renewed is None:
+        return fit
+    return assess(replace(_changed(fit, *renewed), renewals=fit.renewals + 1))
 
 # %% ../../nbs/06_fit/14_optimise.ipynb #damped
 def damped_step(fit: Fit) -> Step:
@@ -535,6 +582,8 @@ def optimise(
             fit = refresh_derivatives(fit)
         if unmodelled_light_is_due(fit, iteration):
             fit = mask_unmodelled_light(restore_drifted(fit))
+        if weights_are_due(fit, iteration):
+            fit = with_new_weights(fit)
         if fit.converged or iteration == limit:
             break
         fit = regrow_footprints(backtrack(fit, damped_step(fit)))

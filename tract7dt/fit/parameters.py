@@ -41,6 +41,7 @@ class Start:
         )
         low, high = np.array([RE_RANGE, AB_RANGE, (-np.inf, np.inf), (N_MIN, N_MAX)]).T[..., None]
         inside = np.clip(given, low, high)
+        inside[0] = np.where(sources.fix_size, np.maximum(given[0], RE_RANGE[0]), inside[0])
         clipped = ((inside != given) & [galaxy, galaxy, galaxy, sersic]).any(axis=0)
         place, shape = (sources.x, sources.y), native_from_catalog(*inside[:3])
         gradient = np.where(galaxy & np.isfinite(sources.gradient), sources.gradient, 0.0)
@@ -88,6 +89,7 @@ class Rules:
         upper[:, :L] = theta[:, :L] + options.pos_max_shift
         lower[:, L], upper[:, L] = np.log(RE_RANGE[0]), np.log(RE_RANGE[1])
         lower[:, L] = np.minimum(lower[:, L], theta[:, L])
+        upper[sources.fix_size, L] = np.maximum(upper, theta)[sources.fix_size, L]
         lower[:, N], upper[:, N] = N_MIN, N_MAX
         lower[:, G], upper[:, G] = -GRADIENT_MAX, GRADIENT_MAX
         soft_info = np.array(

@@ -293,10 +293,9 @@ class FitOptions:
     covariance: bool = False  # also return the covariance between the bands of each source's fluxes
     warm_start: bool = True  # first steps on small stamps of the mean image, with four bands or more
     photon_weights: bool = True  # pixels count by the noise of the sky and of the photons of the model
-    size_gradient: bool = False  # radii of bright galaxies may change with wavelength, where it is known
-    open_sides: tuple[bool, bool, bool, bool] = (
-        (False,) * 4
-    )  # of the image at small x, large x, small y, large y: whether there are pixels beyond that are not given
+    # whether pixels that are not given go on beyond the image: at small x, large x, small y, large y
+    open_sides: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    size_gradient: bool = True  # radii of bright galaxies may change with wavelength, where it is known
 
     def __post_init__(self):
         if self.profiles not in ("exact", "mixture"):

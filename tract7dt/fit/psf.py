@@ -165,15 +165,27 @@ def psf_cube(psfs: Sequence[PixelPSF], period: int) -> tuple[FrequencyGrid, np.n
     return band_limited(grid, cube)
 
 # %% ../../nbs/06_fit/05_psf.ipynb #c020
+def change_transforms(changes, psfs: Sequence[PixelPSF], grid: FrequencyGrid) -> np.ndarray | None:
+    """Transforms of changes of the stamps of several PSFs, complex64 [C, K, B, U].
+
+    `changes` has C changes of each stamp, [C, n, n], or None for a PSF without any; all None give None.
+    """
+    given = [b for b, change in enumerate(changes) if change is not None]
+    if not given:
+        return None
+    count = len(changes[given[0]])
+    out = np.zeros((count, len(grid.v), len(psfs), len(grid.u)), np.complex64)
+    kinds = {b: (changes[b].shape[1], psfs[b].oversampling) for b in given}
+    for kind in sorted(set(kinds.values())):
+        same = [b for b in given if kinds[b] == kind]
+        found = _transforms(np.concatenate([changes[b] for b in same]), kind[1], grid)
+        out[:, :, same] = found.reshape(len(grid.v), len(same), count, -1).transpose(2, 0, 1, 3)
+    return out
+
+
 def psf_slopes(psfs: Sequence[PixelPSF], grid: FrequencyGrid) -> np.ndarray | None:
     "Transforms of the gradients, complex64 [2, K, B, U]; 0 for a PSF without one, None when all are."
-    if all(psf.gradient is None for psf in psfs):
-        return None
-    out = np.zeros((2, len(grid.v), len(psfs), len(grid.u)), np.complex64)
-    for b, psf in enumerate(psfs):
-        if psf.gradient is not None:
-            out[:, :, b] = _transforms(psf.gradient, psf.oversampling, grid).transpose(1, 0, 2)
-    return out
+    return change_transforms([psf.gradient for psf in psfs], psfs, grid)
 
 # %% ../../nbs/06_fit/05_psf.ipynb #c021
 def cube_at(
@@ -196,9 +208,11 @@ def cube_at(
 def cube_moved(
     cube: np.ndarray,  # PSF transforms of the bands, complex64 [K, B, U]
     grid: FrequencyGrid,  # their frequencies
-    moves: np.ndarray,  # of the bands in x and in y, pixels, [2, B]
+    moves: np.ndarray | None,  # of the bands in x and in y, pixels, [2, B]; None: nowhere
 ) -> np.ndarray:
-    "Transforms of PSFs that are moved, complex64 [K, B, U]."
+    "Transforms of PSFs that are moved, complex64 [K, B, U]; `cube` itself where nothing moves."
+    if moves is None:
+        return cube
     across, along = waves(-moves[0], grid.u), waves(-moves[1], grid.v)
     return cube * (along.T[:, :, None] * across)
 

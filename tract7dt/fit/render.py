@@ -131,8 +131,7 @@ def _spectrum(
     cube: np.ndarray,  # PSF transforms of the bands, complex64 [K, B, U]
     wanted: Sequence[int],  # shape parameters by which to differentiate, ascending
     profiles: str,  # "exact" or "mixture"
-    log_wavelength: np.ndarray
-    | None = None,  # of the bands over the reference, [B]; None: one radius for all
+    log_wavelength: np.ndarray | None = None,  # ln of wavelengths over the reference, [B]
 ) -> np.ndarray:
     "Transform of the image and its shape derivatives in all bands, complex64 [1 + wanted, K, B, U]."
     if kind == STAR:

@@ -20,10 +20,12 @@ from tract7dt.fit.normal import (
     linear_normal,
     own_curvature,
     pair_block,
-    project_all,
+    project,
+    sky_share,
 )
 from .optimise import Outcome
 from .problem import FitProblem, Kind
+from .psf_scatter import scatter_terms
 from .render import ETA1, ETA2, L, N, P, Window, X, Y, render_stack
 from .shapes import catalog_errors
 from .steps import DAMPING_FLOOR
@@ -35,8 +37,8 @@ class Errors:
 
     flux, flux_cond [S, B]; sky [B]; parameters: covariance of the parameters of each source [S, P, P].
     A flux without data has an infinite error. inflation [S, B]: how many times larger than the conditional
-    error the marginal one is for sky noise alone, 1 without data. sky_free [B]: the constant that a free sky
-    would take. flux_cov: covariance of each source's fluxes [S, B, B], or None.
+    error the marginal one is if the weights are right, 1 without data. sky_free [B]: the constant that a
+    free sky would take. flux_cov: covariance of each source's fluxes [S, B, B], or None.
     """
 
     flux: np.ndarray
@@ -48,50 +50,67 @@ class Errors:
     flux_cov: np.ndarray | None = None
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c009
+def _information(outcome: Outcome) -> np.ndarray:
+    "What pixels and priors know of fluxes and sky with all else known, sky noise only, [B, S + 1]."
+    plan, state, sky = outcome.plan, outcome.state, outcome.plan.pixels.of_sky
+    out = np.einsum("bmm->bm", linear_normal(plan, state.gram, state.sky_column)).copy()
+    share = sky_share(plan.pixels)
+    if share is None:
+        return out
+    out[:, -1] = sky.sky_sky + sky.sky_info
+    for s, (stack, f) in enumerate(zip(state.stacks, plan.footprints)):
+        if stack is not None and (part := share[f.window.slices]).min() < 1:
+            whole = np.sum(np.square(stack[:, 0]) / part, axis=(1, 2), where=part > 0)
+            out[:, s] = whole + plan.flux_info[s]
+    return out
+
+
 def conditional_errors(outcome: Outcome) -> np.ndarray:
     "Errors of fluxes and sky with all else known, sky noise only, [B, S + 1]; infinite without a good pixel."
-    plan, state = outcome.plan, outcome.state
-    information = np.einsum("bmm->bm", linear_normal(plan, state.gram, state.sky_column)).copy()
-    from_priors = np.column_stack([plan.flux_info.T, plan.pixels.sky_info])
+    plan, information = outcome.plan, _information(outcome)
+    from_priors = np.column_stack([plan.flux_info.T, plan.pixels.of_sky.sky_info])
     seen = information > from_priors
     return np.where(seen, 1 / np.sqrt(np.where(seen, information, 1)), np.inf)
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c011
+HARDLY = 1e-3  # excess of the variance below which a source's pixels are as the weights say
+
+
 def excess_state(outcome: Outcome, excess) -> tuple[State, np.ndarray]:
     "The final state with blocks weighted by the excess variance, and the weighted sum of the sky, [B]."
     plan, state = outcome.plan, outcome.state
+    gram, sky_column = np.zeros_like(state.gram), np.zeros_like(state.sky_column)
     if not excess.any():
-        gram, sky_column = np.zeros_like(state.gram), np.zeros_like(state.sky_column)
         return replace(state, gram=gram, sky_column=sky_column), np.zeros(len(excess))
-    heavy = [
-        None if stack is None else stack * excess[f.window.slices][:, None]
-        for stack, f in zip(state.stacks, plan.footprints)
-    ]
-    gram = np.array([pair_block(plan, heavy, state.stacks, k) for k in range(len(plan.pairs))]).reshape(
-        state.gram.shape
-    )
     weighted = plan.pixels.weight * excess
-    sky_sky = image_products(weighted, plan.pixels.weight)
-    return replace(state, gram=gram, sky_column=project_all(plan, state.stacks, weighted)), sky_sky
+    large, heavy = (np.abs(excess) > HARDLY).any(axis=0), [None] * len(state.stacks)
+    for s, (stack, f) in enumerate(zip(state.stacks, plan.footprints)):
+        if stack is not None and large[f.window.slices[1:]].any():
+            heavy[s] = stack * excess[f.window.slices][:, None]
+            sky_column[s] = project(plan, state.stacks, weighted, s)
+    for k, (i, j) in enumerate(plan.pairs.tolist()):
+        if heavy[i] is not None and heavy[j] is not None:
+            gram[k] = pair_block(plan, heavy, state.stacks, k)
+    return replace(state, gram=gram, sky_column=sky_column), image_products(weighted, plan.pixels.weight)
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c012
 def photon_terms(
     outcome: Outcome,  # how the fit of all ended
-    excess,  # photon variance over that of the sky, [B, H, W]
+    excess,  # what the variance is above that of the weights, in its units, [B, H, W]
     response,  # of fluxes and sky to the non-linear parameters (X), [B, S + 1, F]
     spread,  # `response @ covariance`, [B, S + 1, F]
-    covariance,  # of the non-linear parameters for sky noise alone, [F, F]
-    factors=None,  # how correlated noise adds up (`noise_factors`), [S + 1, B, 1 + P]; None: independent
+    covariance,  # of the non-linear parameters if the weights are right, [F, F]
+    noise=None,  # how correlated noise adds up, `Correlation`; None: it is independent
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What photons, and noise that is not independent, add to the variances of fluxes and sky [B, S + 1] and
-    to the covariance of parameters.
+    """What noise that the weights do not know adds to the variances of fluxes and sky [B, S + 1] and to the
+    covariance of parameters.
     """
-    if factors is None and not excess.any():
+    if noise is None and not excess.any():
         return np.zeros(response.shape[:2]), np.zeros_like(covariance)
     plan, index, inverse = outcome.plan, outcome.quad.index, outcome.state.inverse
     heavy, sky_sky = excess_state(outcome, excess)
-    if factors is not None:
-        heavy, sky_sky = with_correlation(outcome, heavy, sky_sky, factors)
+    if noise is not None:
+        heavy, sky_sky = with_correlation(outcome, heavy, sky_sky, noise)
     linear = linear_matrix(plan, heavy.gram, heavy.sky_column, sky_sky)
     moved = linear @ response
     cross = coupling(plan, heavy, index).transpose(0, 2, 1) - moved
@@ -110,24 +129,37 @@ def _over_bands(one, two) -> np.ndarray:
 ORDER = np.array([0, 1, 1, 2, 2, 2, 2, 2])  # template, slopes by x and y, derivatives by all others
 
 
-def effective_areas(outcome: Outcome) -> np.ndarray:
-    "Effective areas of the whitened templates and, last, of the sky, pixels, [S + 1, B]; 1 without any."
-    state, weight = outcome.state, outcome.plan.pixels.weight
-    (i, j), out = outcome.plan.pairs.T, np.ones((len(state.stacks) + 1, len(weight)))
-    square = np.zeros((len(state.stacks), len(weight)))
-    square[i[i == j]] = state.gram[i == j, :, 0, 0]
-    total = np.array([np.zeros(len(weight)) if s is None else s[:, 0].sum(axis=(1, 2)) for s in state.stacks])
+def sky_state(outcome: Outcome) -> State:
+    "The final state with blocks weighted by the share that the sky has in the variance of the weights."
+    state, share = outcome.state, sky_share(outcome.plan.pixels)
+    if share is None:
+        return state
+    less, _ = excess_state(outcome, share - 1)
+    return replace(state, gram=state.gram + less.gram, sky_column=state.sky_column + less.sky_column)
+
+
+def effective_areas(outcome: Outcome, of_sky: State) -> np.ndarray:
+    """Effective areas of templates and, last, of the sky, pixels, [S + 1, B]; 1 without any.
+
+    That of a template is the one of what its flux takes of the pixels, each in units of its sky noise.
+    """
+    weight, share = outcome.plan.pixels.weight, sky_share(outcome.plan.pixels)
+    (i, j), out = outcome.plan.pairs.T, np.ones((len(of_sky.stacks) + 1, len(weight)))
+    square, total = np.zeros((2, len(of_sky.stacks), len(weight)))
+    square[i[i == j]] = of_sky.gram[i == j, :, 0, 0]
+    root = None if share is None else np.sqrt(share)
+    for s, (stack, f) in enumerate(zip(of_sky.stacks, outcome.plan.footprints)):
+        if stack is not None:
+            taken = stack[:, 0] if root is None else stack[:, 0] * root[f.window.slices]
+            total[s] = taken.sum(axis=(1, 2))
     seen = square > 0
     out[:-1][seen] = total[seen] ** 2 / square[seen]
     out[-1] = np.count_nonzero(weight, axis=(1, 2))
     return np.maximum(out, 1)
 
-
-def noise_factors(problem: FitProblem, outcome: Outcome) -> np.ndarray | None:
-    "How noise adds up over templates, derivatives, last the sky, [S + 1, B, 1 + P]; None if independent."
-    if all(band.noise is None for band in problem.bands):
-        return None
-    areas = effective_areas(outcome)
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #corrb
+def noise_factors(problem: FitProblem, areas) -> np.ndarray:
+    "How noise adds up over templates of effective `areas`, derivatives, last the sky, [S + 1, B, 1 + P]."
     out = np.ones((*areas.shape, 1 + P))
     for b, band in enumerate(problem.bands):
         if band.noise is not None:
@@ -136,18 +168,34 @@ def noise_factors(problem: FitProblem, outcome: Outcome) -> np.ndarray | None:
             out[:, b] = np.array(tables)[ORDER].T
     return out
 
+
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    "How noise of the sky adds up: factors [S + 1, B, 1 + P], and the state with blocks of the sky's share."
+
+    factors: np.ndarray
+    of_sky: State
+
+    @classmethod
+    def of(cls, problem: FitProblem, outcome: Outcome) -> "Correlation | None":
+        "That of the bands of a problem; None if all pixels are independent."
+        if all(band.noise is None for band in problem.bands):
+            return None
+        of_sky = sky_state(outcome)
+        return cls(noise_factors(problem, effective_areas(outcome, of_sky)), of_sky)
+
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #corr2
 def with_correlation(
     outcome: Outcome,  # how the fit of all ended
-    heavy: State,  # the final state with blocks of the photons' variance
-    sky_sky,  # of the photons' variance, [B]
-    factors,  # how noise adds up, [S + 1, B, 1 + P]
+    heavy: State,  # the final state with blocks of the excess variance
+    sky_sky,  # of the excess variance, [B]
+    noise: Correlation,  # how noise of the sky adds up
 ) -> tuple[State, np.ndarray]:
     "Blocks and sum of the sky with what correlated noise of the sky has more than independent noise."
-    plan, state, own = outcome.plan, outcome.state, factors[:-1]
+    plan, state, own = outcome.plan, noise.of_sky, noise.factors[:-1]
     i, j = plan.pairs.T
     gram = heavy.gram + state.gram * (own[i][..., None] * own[j][..., None, :] - 1)
-    of_sky = factors[-1, :, 0]
+    of_sky = noise.factors[-1, :, 0]
     column = heavy.sky_column + state.sky_column * (own * of_sky[:, None] - 1)
     return replace(heavy, gram=gram, sky_column=column), sky_sky + plan.pixels.sky_sky * (of_sky**2 - 1)
 
@@ -185,61 +233,60 @@ def free_sky(outcome: Outcome, response, spread) -> np.ndarray:
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #total
 def total_errors(
-    variance,  # of fluxes and sky for independent noise of the sky, [B, S + 1]
-    added,  # what photons and correlation add to it, [B, S + 1]
+    variance,  # of fluxes and sky if the weights are right, [B, S + 1]
+    added,  # what noise that the weights do not know adds to it, [B, S + 1]
     conditional,  # conditional errors, [B, S + 1]
-    factors,  # how noise adds up, [S + 1, B, 1 + P], or None
+    noise: Correlation | None,  # how noise of the sky adds up
 ) -> np.ndarray:
     "Marginal errors of fluxes and sky, [B, S + 1], not below what the conditional ones allow."
-    if factors is None:
-        return np.sqrt(np.maximum(variance + np.maximum(added, 0), conditional**2))
-    return np.sqrt(np.maximum(variance + added, (conditional * factors[:, :, 0].T) ** 2))
+    least = conditional if noise is None else conditional * noise.factors[:, :, 0].T
+    return np.sqrt(np.maximum(variance + added, least**2))
+
+# %% ../../nbs/06_fit/15_uncertainty.ipynb #infl
+def inflation_of(outcome: Outcome, variance) -> np.ndarray:
+    "How much larger errors [B, S + 1] are than with all else known if the weights are right, [S, B]."
+    state, plan = outcome.state, outcome.plan
+    known = np.einsum("bmm->bm", linear_normal(plan, state.gram, state.sky_column))
+    seen = known > np.column_stack([plan.flux_info.T, plan.pixels.sky_info])
+    return np.sqrt(np.where(seen, variance * known, 1))[:, :-1].T
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c014
 def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
-    "All errors at the final state; `excess` is the photon variance over that of the sky [B, H, W]."
+    "All errors at the final state; `excess` is what the variance is above that of the weights, [B, H, W]."
     state, quad, S = outcome.state, outcome.quad, len(outcome.gain)
     covariance = inverse_spd(quad.H + 1e-3 * DAMPING_FLOOR * np.eye(len(quad.index)))
     response = state.inverse @ quad.coupling.transpose(0, 2, 1)
-    conditional = conditional_errors(outcome)
-    spread = response @ covariance
+    conditional, spread = conditional_errors(outcome), response @ covariance
     variance = np.einsum("bmm->bm", state.inverse) + np.sum(spread * response, axis=2)
-    factors = noise_factors(problem, outcome)
-    added_variance, added = photon_terms(outcome, excess, response, spread, covariance, factors)
+    noise = Correlation.of(problem, outcome)
+    added_variance, added = photon_terms(outcome, excess, response, spread, covariance, noise)
     moved, shifted = level_terms(problem, outcome, response, spread)
-    marginal = total_errors(variance, added_variance, conditional, factors)
-    marginal = np.sqrt(marginal**2 + np.sum(moved**2, axis=2))
-    inflation = np.where(np.isfinite(conditional), np.sqrt(variance) / conditional, 1)[:, :S].T
-    blocks, shared = quad.own_blocks(covariance + added + shifted.T @ shifted, S), None
+    scatter = scatter_terms(problem, outcome, response, covariance)
+    square = total_errors(variance, added_variance, conditional, noise) ** 2
+    marginal = np.sqrt(square + np.sum(moved**2, axis=2) + scatter.flux)
+    shapes = covariance + added + scatter.parameters
+    blocks, shared = quad.own_blocks(shapes + shifted.T @ shifted, S), None
     if problem.options.covariance:
-        shared = flux_covariance(response, covariance + added, marginal[:, :S], moved[:, :S])
-    sky_free = free_sky(outcome, response, spread)
+        shared = flux_covariance(response, shapes, marginal[:, :S], moved[:, :S], scatter.between)
+    inflation, sky_free = inflation_of(outcome, variance), free_sky(outcome, response, spread)
     return Errors(
         marginal[:, :S].T, conditional[:, :S].T, marginal[:, S], blocks, inflation, sky_free, shared
     )
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c016
-def flux_covariance(response, covariance, marginal, moved) -> np.ndarray:
-    """Covariance between the bands of each source's fluxes.
+def flux_covariance(
+    response,  # of fluxes and sky to the non-linear parameters, [B, S + 1, F]
+    covariance,  # of these, with all that adds to it, [F, F]
+    marginal,  # errors of the fluxes, [B, S]
+    moved,  # how far the fluxes are moved by an error of each band's level, [B, S, B]
+    between,  # what PSFs that differ from star to star add beside that, [S, B, B]
+) -> np.ndarray:
+    """Covariance between the bands of each source's fluxes, [S, B, B].
 
-    Parameters
-    ----------
-    response : array [B, S + 1, F]
-        Response of fluxes and sky to the non-linear parameters.
-    covariance : array [F, F]
-        Covariance of these, photon noise included.
-    marginal : array [B, S]
-        Marginal errors.
-    moved : array [B, S, B]
-        How far the fluxes are moved by an error of each band's level.
-
-    Returns
-    -------
-    array [S, B, B]
-        NaN in rows and columns of bands without data, infinite on their diagonal.
+    NaN in rows and columns of bands without data, infinite on their diagonal.
     """
     own = response[:, :-1].transpose(1, 0, 2)
-    out = own @ covariance @ own.transpose(0, 2, 1) + np.einsum("bsc,dsc->sbd", moved, moved)
+    out = own @ covariance @ own.transpose(0, 2, 1) + np.einsum("bsc,dsc->sbd", moved, moved) + between
     missing = ~np.isfinite(marginal.T)
     out[missing[:, :, None] | missing[:, None, :]] = np.nan
     np.einsum("sbb->sb", out)[...] = marginal.T**2
@@ -355,7 +402,7 @@ def fraction_of_others(outcome: Outcome, flux_cond) -> np.ndarray:
 def measure_quality(
     outcome: Outcome,  # how the fit of all ended
     flux_cond,  # conditional errors of the fluxes, [S, B]
-    excess,  # photon variance over that of the sky, [B, H, W]
+    excess,  # what the variance is above that of the weights, in its units, [B, H, W]
     shown,  # sources that appear in the result, bool [S]
     open_sides=(False,) * 4,  # sides of the image beyond which there are pixels (`FitOptions.open_sides`)
 ) -> Quality:

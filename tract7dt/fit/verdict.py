@@ -77,7 +77,12 @@ def _interpolated(place, value, use) -> np.ndarray:
     return out
 
 
-def _expected(place, value, error, use) -> np.ndarray:
+def _expected(
+    place: np.ndarray,  # of the bands along the spectrum, [B]
+    value: np.ndarray,  # ln F, [S, B]
+    error: np.ndarray,  # of ln F, [S, B]
+    use: np.ndarray,  # which of them count, bool [S, B]
+) -> np.ndarray:
     "How far values [S, B] are from the interpolation where that is usual, [B]; 0 with few sources."
     off = np.where(use & (error < 1 / LEAST_RATIO), value - _interpolated(place, value, use), np.nan)
     known = np.isfinite(off).sum(axis=0)
@@ -117,7 +122,7 @@ def band_places(problem: FitProblem) -> np.ndarray:
     return np.log(found) if known else np.arange(len(found), dtype=float)
 
 # %% ../../nbs/06_fit/16_verdict.ipynb #srcc
-GROWN, WIDE_RE = 3.0, 1.3  # radius over that of the start, and over the FWHM, above which it has run away
+GROWN, WIDE_RE = 4.0, 1.3  # radius over that of the start, and over the FWHM, above which it has run away
 LEAST_START = 0.5  # pixels, the least radius of a start that counts
 COLLAPSED, RESOLVED = 0.15, 1.5  # radius over that of a start, which is more than so many FWHM
 DRIFT, NEIGHBOUR = 1.0, 1.5  # FWHM that a source moved, with another one within so many FWHM
@@ -125,7 +130,7 @@ BRIGHT_DRIFT, BRIGHT = 0.7, 50.0  # FWHM that a source moved, with a flux over e
 ENOUGH_TO_AGREE = 5  # sources that make an offset of the catalog
 EXTENDED, EXTENDED_SIGMA = 0.10, 5.0  # share of light left in W, mean of the bands, and its significance
 EXTENDED_BAND, MOST_BANDS = 0.05, 0.6  # share in a band, and share of at least two bands that have it
-UNMODELLED = (0.5, 0.01)  # what other light adds to a flux: errors of the flux, and its share
+UNMODELLED = (3.0, 0.05)  # what other light adds to a flux: errors of the flux, and its share
 
 # %% ../../nbs/06_fit/16_verdict.ipynb #src
 def changed_size(problem: FitProblem, result: FitResult, fwhm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,14 +143,17 @@ def changed_size(problem: FitProblem, result: FitResult, fwhm: float) -> tuple[n
 
 def has_drifted(problem: FitProblem, result: FitResult, fwhm: float) -> np.ndarray:
     "Sources that have moved too far, bool [S]."
-    moved = np.column_stack([result.x - problem.sources.x, result.y - problem.sources.y])
-    known = np.isfinite(moved).all(axis=1)
+    places, start = (
+        np.column_stack([result.x, result.y]),
+        np.column_stack([problem.sources.x, problem.sources.y]),
+    )
+    known = (np.isfinite(places) & np.isfinite(start)).all(axis=1)
+    moved = np.where(known[:, None], places, 0) - np.where(known[:, None], start, 0)
     if known.sum() >= ENOUGH_TO_AGREE:
         moved = moved - np.median(moved[known], axis=0)
     far, crowded = np.where(known, np.hypot(*moved.T), 0), np.zeros(len(known), bool)
     if known.sum() > 1:
-        places = np.column_stack([result.x, result.y])[known]
-        crowded[known] = cKDTree(places).query(places, 2)[0][:, 1] < NEIGHBOUR * fwhm
+        crowded[known] = cKDTree(places[known]).query(places[known], 2)[0][:, 1] < NEIGHBOUR * fwhm
     error = result.flux_err
     ratio = np.where(np.isfinite(error), result.flux / np.where(error > 0, error, np.inf), 0)
     bright = np.nan_to_num(ratio).max(axis=1, initial=0) > BRIGHT

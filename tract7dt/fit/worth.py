@@ -225,7 +225,7 @@ def _clipped_median(values, use) -> np.ndarray:
 def _one_source(
     images: EndOfFit,  # at the end of the fit
     x: np.ndarray,  # place in each band, pixels, [B]
-    y: np.ndarray,
+    y: np.ndarray,  # the same
     circles: np.ndarray,  # radii of C, A, W and the ring, pixels, [4, B]
     own: tuple[Window, np.ndarray],  # the pixels of its model, and the model, [B, h, w]
     factors: np.ndarray,  # how noise adds up over C, A and W, [3, B]
@@ -248,6 +248,18 @@ def _one_source(
 
 MEASURED = ("misfit", "misfit_sigma", "apflux", "apflux_resid", "apflux_err", "wide_flux", "wide_resid")
 MEASURED += ("wide_err", "sky")
+
+# %% ../../nbs/06_fit/15_worth.ipynb #peak
+def _is_peak(
+    image: np.ndarray,  # [H, W]
+    y: np.ndarray,  # rows of the candidates
+    x: np.ndarray,  # columns
+    half: int,  # pixels
+) -> np.ndarray:
+    "Which pixels are the largest within +-`half` pixels, bool."
+    wide, axis = np.pad(image, half, constant_values=-np.inf), np.arange(2 * half + 1)
+    around = wide[y[:, None, None] + axis[:, None], x[:, None, None] + axis]
+    return image[y, x] >= around.max(axis=(1, 2))
 
 # %% ../../nbs/06_fit/15_worth.ipynb #unlisted
 DETECTED = 4.0  # significance of a detection in the smoothed residual
@@ -276,14 +288,7 @@ def detections(
         return found
     return found[cKDTree(known).query(found[:, :2])[0] > APART * fwhm]
 
-
-def _is_peak(image, y, x, half: int) -> np.ndarray:
-    "Which of the pixels (y, x) are the largest within +-`half` pixels, bool."
-    wide, axis = np.pad(image, half, constant_values=-np.inf), np.arange(2 * half + 1)
-    around = wide[y[:, None, None] + axis[:, None], x[:, None, None] + axis]
-    return image[y, x] >= around.max(axis=(1, 2))
-
-
+# %% ../../nbs/06_fit/15_worth.ipynb #drawn
 def drawn(found: np.ndarray, fwhm: float, shape: tuple[int, int]) -> np.ndarray:
     "`found` [D, 3] as Gaussians on an image of a shape, float32 [H, W]."
     out, sigma = np.zeros(shape, np.float32), fwhm / np.sqrt(8 * np.log(2))
@@ -320,7 +325,7 @@ def _offsets(problem: FitProblem, x, y) -> np.ndarray:
     found = [np.zeros((2, len(x))) if band.offset is None else band.offset.at(x, y) for band in problem.bands]
     return np.stack(found, axis=2)
 
-
+# %% ../../nbs/06_fit/15_worth.ipynb #measured
 @dataclass(frozen=True, eq=False)
 class Measured:
     "What a fit found of all sources."
@@ -355,7 +360,7 @@ def measure_worth(
         factors = _factors(problem, np.pi * circles[:3] ** 2)
         row = _one_source(images, found.x[s] + shift[0, s], found.y[s] + shift[1, s], circles, own, factors)
         sky, seen = row.pop("sky"), np.isfinite(found.flux_cond[s])
-        row["sky_effect"] = sky * np.where(seen, found.flux_cond[s] / sigma, np.nan) ** 2
+        row["sky_effect"] = sky * (np.where(seen, found.flux_cond[s], np.nan) / sigma) ** 2
         row["unmodelled"] = found.flux[s] * _projected(extra, images, own)
         for name, values in row.items():
             out[name][s] = np.where(seen, values, np.nan)
@@ -369,7 +374,12 @@ def _pixel_noise(invvar) -> float:
     return float(1 / np.sqrt(np.median(some))) if len(some) else np.inf
 
 
-def _unlisted(problem: FitProblem, images: EndOfFit, widths, found: Measured) -> np.ndarray:
+def _unlisted(
+    problem: FitProblem,  # with the noise of the bands
+    images: EndOfFit,  # residuals and variances
+    widths: np.ndarray,  # FWHM of the bands, pixels, [B]
+    found: Measured,  # places of the sources
+) -> np.ndarray:
     "Light that is in no row, drawn in all bands, [B, H, W]."
     factors = _factors(problem, np.pi / np.log(4) * widths**2)
     places = np.column_stack([found.x, found.y])

@@ -90,9 +90,15 @@ class BandFacts:
     weight_factor: float = 1.0  # inverse variance in ADU^-2 per unit of the weight map
     photons: PhotonShare | None = field(default=None, compare=False)  # of sources, in the weights
     mask: BitMask | CountMask | None = None
+    zp_error: float = 0.0  # of the zero point, mag; 0 where the header does not say
     rejected: bool = False  # whether its own pipeline rejected the image (SANITY = F)
     sky: SkyMap | None = field(default=None, repr=False, compare=False)  # taken off what is read
     noise: NoiseModel | None = field(default=None, repr=False, compare=False)  # as measured
+
+# %% ../../nbs/03_inputs/03_band.ipynb #place
+@dataclass(frozen=True)
+class BandPlace(BandFacts):
+    "Where the image of a band is: its file, its frame, the sky."
 
     @property
     def path(self) -> Path:
@@ -114,7 +120,7 @@ class BandFacts:
 
 # %% ../../nbs/03_inputs/03_band.ipynb #c013a
 @dataclass(frozen=True)
-class Band(BandFacts):
+class Band(BandPlace):
     "Facts about the image of one band, and its pixels when they are asked for."
 
     @property

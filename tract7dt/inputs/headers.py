@@ -504,6 +504,13 @@ def hdu_of(rule, kind: str) -> int | str | None:
     "Which HDU `inputs.hdu` means in files of a kind: one of `FILES`."
     return rule[FILES.index(kind)] if isinstance(rule, tuple) else rule
 
+# %% ../../nbs/03_inputs/05_headers.ipynb #zp_error
+def zero_point_error(facts: Facts) -> float:
+    "Error of the header's zero point, mag; 0 where nothing is known of it."
+    error = Found(card(facts.header, "EZP_AUTO"), "").number
+    own = getattr(facts.keywords, "zero_point", None) is None
+    return error if own and 0 < error < 1 else 0.0
+
 # %% ../../nbs/03_inputs/05_headers.ipynb #c031
 def read_band(entry: Entry, cfg, problems: Problems) -> Band | None:
     "The band of one entry of the image list; None when its header has an error."
@@ -550,6 +557,7 @@ def _band(
         crop=Box.of_shape(source.shape),
         weight=_weight(source, cfg.inputs, problems),
         mask=find_mask(source, weight_path, cfg.inputs, problems),
+        zp_error=zero_point_error(facts),
         rejected=card(header, "SANITY") in (False, "F"),
     )
 

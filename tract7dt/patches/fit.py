@@ -17,6 +17,7 @@ from ..core.cards import Card, CardContent, card_of
 from ..core.columns import fit_columns
 from ..core.errors import UserError
 from ..epsf.patch_psf import PatchPSF
+from ..fit.binned import fit_binned
 from ..fit.engine import fit, fit_bands
 from ..fit.flags import FitStatus
 from ..fit.problem import FitProblem, FitResult
@@ -170,6 +171,8 @@ def solve(problem: FitProblem, payload: Payload, settings) -> tuple[FitResult, .
     if settings.engine == "tractor":
         how = tractor_settings(payload, settings)
         return (fit_tractor(problem, how),) if together else tuple(fit_tractor_bands(problem, how))
+    if together and payload.patch.source:
+        return (fit_binned(problem),)
     return (fit(problem),) if together else tuple(fit_bands(problem))
 
 # %% ../../nbs/07_patches/04_fit.ipynb #c015c
@@ -210,9 +213,8 @@ def find_patch(tile, cfg, name: str) -> Patch:
             f"patches are called such as {next(iter(patches), 'r00_c00_pr00_pc00')}"
         )
     row = rows.iloc[0]
-    found = [
-        patch for patch in patches.values() if patch.base.contains(row["x_pix_white"], row["y_pix_white"])
-    ]
+    inside = [p for p in patches.values() if p.base.contains(row["x_pix_white"], row["y_pix_white"])]
+    found = [p for p in inside if p.source == name] + [p for p in inside if not p.source]
     if not found:
         why = row["excluded_reason"] or "its cell has no source to measure"
         raise UserError(f"{name}: lies in no patch ({why}); choose a source that is measured")

@@ -8,11 +8,13 @@ __all__ = ['BandCut', 'Payload', 'build_patch_inputs', 'read_payload', 'write_pa
 # %% ../../nbs/07_patches/01_payload.ipynb #imports
 import zlib
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from gzip import decompress
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -62,10 +64,16 @@ class Payload:
         pd.DataFrame
     )  # rows of the catalog with light in it; `x_pix_patch`, `y_pix_patch` are pixels in it
 
+    large: Mapping[str, str] = field(
+        default_factory=dict
+    )  # tags of finished fits of large sources to fingerprints
+    held: pd.DataFrame | None = None  # what these found: fit columns, indexed by the rows of `sources`
+
     @property
     def is_measured(self) -> pd.Series:
-        "Sources whose results this patch reports: in the base box and not excluded."
-        return ~self.sources["_is_halo_source"] & ~self.sources["excluded_any"]
+        "Sources whose results this patch reports: in the base box, not excluded, not measured elsewhere."
+        here = ~self.sources["_is_halo_source"] & ~self.sources["excluded_any"]
+        return here & ~self.sources["_measured_in"].isin(list(self.large)) if self.large else here
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c009
 def choose_sources(
@@ -73,21 +81,34 @@ def choose_sources(
     patch: Patch,  # whose sources are wanted
     reach: int = 0,  # pixels outside the region of interest up to which sources take part
     model_saturated: bool = True,  # whether sources excluded by saturation take part
+    large: Mapping[str, Patch] = MappingProxyType({}),  # patches of large sources by their ID
 ) -> pd.DataFrame:
     """Rows of the tile's catalog that take part in the fit of `patch`, with their positions in the ROI.
 
-    The internal column `_is_halo_source` is True for those outside the base box.
+    The internal column `_is_halo_source` is True for those outside the base box, and in the patch of a large
+    source for all but that. Where there are large ones, `_measured_in` is the tag of their patch, else empty.
     """
     takes_part = ~catalog["excluded_any"]
     if model_saturated:
         takes_part |= catalog["excluded_saturation"] & ~catalog["excluded_crop"]
-    rows = takes_part & patch.roi.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])
-    sources = catalog[rows].reset_index(drop=True)
+    near = patch.roi.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])
+    if large:
+        near |= catalog["ID"].astype(str).isin([name for name, own in large.items() if reaches(own, patch)])
+    sources = catalog[takes_part & near].reset_index(drop=True)
+    names = sources["ID"].astype(str) if large else ()
+    own = {"_measured_in": [large[n].tag if n in large else "" for n in names]} if large else {}
+    beside = ~patch.base.contains(sources["x_pix_white"], sources["y_pix_white"])
     return sources.assign(
         x_pix_patch=sources["x_pix_white"] - patch.roi.x0,
         y_pix_patch=sources["y_pix_white"] - patch.roi.y0,
-        _is_halo_source=~patch.base.contains(sources["x_pix_white"], sources["y_pix_white"]),
+        _is_halo_source=sources["ID"].astype(str) != patch.source if patch.source else beside,
+        **own,
     )
+
+
+def reaches(large: Patch, patch: Patch) -> bool:
+    "Whether a large source, which has a patch of its own, may have light in another patch."
+    return not large.base.grow(2 * large.halo).clip(patch.roi).is_empty
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c011
 STRIP_PIXELS = 40_000_000  # of all bands together that are read at once, 0.4 GB with masks and noise
@@ -146,12 +167,18 @@ def _band_cut(
         bits=_cut_bits(pixels.bits, strip, roi),
     )
 
-
-def _tables(catalog: pd.DataFrame, patches: list[Patch], cfg) -> dict[Patch, pd.DataFrame]:
+# %% ../../nbs/07_patches/01_payload.ipynb #tables
+def _tables(
+    catalog: pd.DataFrame,  # of the tile
+    patches: list[Patch],  # of one row
+    cfg,  # the configuration
+    large: Mapping[str, Patch],  # patches of large sources by their ID
+) -> dict[Patch, pd.DataFrame]:
     "Sources of the patches of one row, without those patches that need no payload."
     reach, around = cfg.epsf.final_psf_size // 2, _around(patches)
-    near = catalog[around.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])]
-    tables = {p: choose_sources(near, p, reach, cfg.patch_run.model_saturated) for p in patches}
+    near = around.grow(reach).contains(catalog["x_pix_white"], catalog["y_pix_white"])
+    near = catalog[near | catalog["ID"].astype(str).isin(list(large))] if large else catalog[near]
+    tables = {p: choose_sources(near, p, reach, cfg.patch_run.model_saturated, large) for p in patches}
     if not cfg.patch_inputs.skip_empty_patch:
         return tables
     return {p: t for p, t in tables.items() if (~t["_is_halo_source"] & ~t["excluded_any"]).any()}
@@ -174,8 +201,9 @@ def build_patch_inputs(tile, patches: list[Patch], cfg):
     ------
     Payload
     """
+    large = {patch.source: patch for patch in patches if patch.source}
     for row in _rows(patches):
-        tables = _tables(tile.catalog, row, cfg)
+        tables = _tables(tile.catalog, row, cfg, large)
         for part in _strips(list(tables), len(tile.bands)) if tables else ():
             strip = _around(part)
             pixels = {band: tile.read(band, strip) for band in tile.bands}
@@ -198,6 +226,8 @@ def _patch_header(patch: Patch) -> fits.Header:
         "HALO": patch.halo,
     }
     header = fits.Header(cards.items())
+    if patch.source:
+        header["SOURCE"] = quote(patch.source)
     for prefix, box in (("CELL", patch.cell.box), ("BASE", patch.base), ("ROI", patch.roi)):
         header.extend((f"{prefix}{c}", getattr(box, c.lower())) for c in _BOX_CARDS)
     return header
@@ -207,7 +237,8 @@ def _patch_from_header(header: fits.Header) -> Patch:
     "The patch that a header says it is."
     box = {p: Box(*(header[f"{p}{c}"] for c in _BOX_CARDS)) for p in ("CELL", "BASE", "ROI")}
     cell = Cell(header["CELLROW"], header["CELLCOL"], box["CELL"])
-    return Patch(cell, header["PATROW"], header["PATCOL"], box["BASE"], box["ROI"], header["HALO"])
+    place, halo, source = (header["PATROW"], header["PATCOL"]), header["HALO"], header.get("SOURCE", "")
+    return Patch(cell, *place, box["BASE"], box["ROI"], halo, unquote(source))
 
 # %% ../../nbs/07_patches/01_payload.ipynb #c016a
 def _band_hdus(index: int, cut: BandCut) -> list[fits.ImageHDU]:

@@ -6,9 +6,11 @@
 __all__ = ['load_psfs', 'psfs_of', 'pixel_psf', 'band_offset', 'saturated_pixels', 'with_saturation']
 
 # %% ../../nbs/07_patches/02_problem.ipynb #imports
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..core.wavelengths import wavelength_nm
 from ..epsf.patch_psf import PatchPSF, psf_for_patch, psf_of_model
@@ -125,21 +127,75 @@ def with_saturation(payload: Payload, psfs: dict[str, PatchPSF]) -> Payload:
 
 # %% ../../nbs/07_patches/02_problem.ipynb #sky
 SKY_PRIOR_SIGMAS = 0.001  # width of the prior on a patch's constant after a map, in noise of a pixel
+LARGE_SKY_SIGMAS = 0.02  # the same in the region of a large source
 
 
-def sky_prior(cut: BandCut, choice: str) -> float:
-    "Width of the prior on the sky of a band, scaled counts; `choice` is `patch_run.sky`."
+def sky_prior(cut: BandCut, choice: str, large: bool = False) -> float:
+    """Width of the prior on the sky of a band, scaled counts; `choice` is `patch_run.sky`.
+
+    `large`: in the region of a large source.
+    """
     good = cut.mask == 0
     if cut.sky is None or choice == "free" or not good.any():
         return np.inf
     sigma = np.median(np.broadcast_to(cut.sky_sigma, good.shape)[good])
-    return SKY_PRIOR_SIGMAS * float(sigma) if choice == "prior" else 0.0
+    width = LARGE_SKY_SIGMAS if large else SKY_PRIOR_SIGMAS
+    return width * float(sigma) if choice == "prior" else 0.0
 
 # %% ../../nbs/07_patches/02_problem.ipynb #opencode
 def open_sides(patch: Patch) -> tuple[bool, bool, bool, bool]:
     "Sides of the region of interest beyond which the frame goes on: small x, large x, small y, large y."
     whole, roi = patch.base.grow(patch.halo), patch.roi
     return roi.x0 == whole.x0, roi.x1 == whole.x1, roi.y0 == whole.y0, roi.y1 == whole.y1
+
+# %% ../../nbs/07_patches/02_problem.ipynb #held
+HELD = 1e-3  # width of the prior on the flux of a held source, in errors of its flux
+
+
+def with_held(sources: Sources, held: pd.DataFrame, payload: Payload) -> Sources:
+    "Sources with those in `held` as a fit of their own found them."
+    rows, roi, bands = held.index.to_numpy(int), payload.patch.roi, [cut.name for cut in payload.bands]
+    shape = (len(sources), len(bands))
+    columns: dict[str, Any] = {f.name: np.copy(getattr(sources, f.name)) for f in fields(Sources)[:-2]}
+    columns["x"][rows] = held["x_pix_white_fit"] - roi.x0
+    columns["y"][rows] = held["y_pix_white_fit"] - roi.y0
+    columns["kind"][rows] = [Kind[name.upper()] for name in held["stype_fit"]]
+    for ours, theirs in (("re", "Re_fit"), ("ab", "ab_fit"), ("theta", "THETA_fit"), ("n", "sersic_n_fit")):
+        values = held[theirs].to_numpy(float)
+        columns[ours][rows] = np.where(np.isfinite(values), values, columns[ours][rows])
+    for name in ("fix_position", "fix_size", "fix_shape", "fix_n"):
+        columns[name][rows] = True
+    for name, theirs, factor in (("mean", "FLUX", 1.0), ("sigma", "FLUXERR", HELD)):
+        given = getattr(sources, f"flux_prior_{name}")
+        prior = np.full(shape, np.nan) if given is None else np.array(given, float)
+        prior[rows] = held[[f"{theirs}_{band}_fit" for band in bands]].to_numpy(float) * factor
+        columns[f"flux_prior_{name}"] = prior
+    return Sources(**columns)
+
+# %% ../../nbs/07_patches/02_problem.ipynb #settled
+FREE_NEIGHBOURS = 80  # of a large source that may move and change their shape in its region
+
+
+def settled(sources: Sources, measured: np.ndarray) -> Sources:
+    "Sources of which those far from the `measured` one (bool [S]) are held where they are, with free fluxes."
+    own = np.flatnonzero(measured)
+    if len(sources) <= FREE_NEIGHBOURS + 1 or not len(own):
+        return sources
+    distance = np.hypot(sources.x - sources.x[own[0]], sources.y - sources.y[own[0]])
+    far = distance > np.sort(distance)[FREE_NEIGHBOURS]
+    return replace(
+        sources,
+        **{name: getattr(sources, name) | far for name in ("fix_position", "fix_size", "fix_shape", "fix_n")},
+    )
+
+
+def sources_to_fit(payload: Payload, cfg) -> Sources:
+    "Sources of a payload for the engine, large ones held or, in a region of their own, their neighbours."
+    sources = fit_sources(payload, cfg)
+    joint = cfg.patch_run.engine == "native" and cfg.patch_run.enable_multi_band_simultaneous_fitting
+    if joint and payload.held is not None and len(payload.held):
+        sources = with_held(sources, payload.held, payload)
+    return settled(sources, payload.is_measured.to_numpy()) if payload.patch.source else sources
 
 # %% ../../nbs/07_patches/02_problem.ipynb #c010b
 def band_data(
@@ -156,7 +212,7 @@ def band_data(
         cut.invvar,
         pixel_psf(psf, patch),
         cut.gain,
-        sky_prior=sky_prior(cut, choice),
+        sky_prior=sky_prior(cut, choice, bool(patch.source)),
         sky_error=0.0 if cut.sky is None else cut.sky.error,
         noise=cut.noise,
         psf_error=psf.error,
@@ -172,4 +228,6 @@ def fit_problem(payload: Payload, psfs: dict[str, PatchPSF], cfg) -> FitProblem:
         for cut in with_saturation(payload, psfs).bands
     )
     options = replace(fit_options(cfg.patch_run), open_sides=open_sides(payload.patch))
-    return FitProblem(bands, fit_sources(payload, cfg), options)
+    if payload.patch.source:
+        options = replace(options, max_group=max(len(payload.sources), options.max_group))
+    return FitProblem(bands, sources_to_fit(payload, cfg), options)

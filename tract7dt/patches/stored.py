@@ -15,7 +15,6 @@ import pandas as pd
 
 from ..core.columns import column_for, fit_columns
 from ..core.reading import read_lines, reading
-from ..core.writing import file_fingerprint
 from ..epsf.patch_psf import PatchPSF
 from ..fit.engine import threadpools
 from ..fit.model import Scene, draw
@@ -23,6 +22,7 @@ from ..fit.parameters import Start
 from ..fit.problem import FitProblem, Sources
 from ..fit.render import Window
 from ..fit.subfields import split
+from .large import payload_mark, with_large
 from .payload import Payload
 from .problem import fit_problem, with_saturation
 from .record import fit_fingerprint, fit_parts, is_done
@@ -95,7 +95,7 @@ def fitted_parameters(
         for name, column in names.items()
         if name != "gradient" or column in table
     }
-    return Start.of(Sources(kind, **columns))
+    return Start.of(Sources(kind, fix_size=np.ones(len(kind), bool), **columns))
 
 # %% ../../nbs/07_patches/06_stored.ipynb #c010a2
 def draw_sky(problem: FitProblem, sky: np.ndarray, model: np.ndarray) -> None:
@@ -186,7 +186,8 @@ def read_fit(
     tag, together = payload.patch.tag, cfg.patch_run.enable_multi_band_simultaneous_fitting
     if cfg.patch_run.engine != "native" or not layout.patch_others(tag).exists():
         return None
-    made_from = fit_fingerprint(fit_parts(file_fingerprint(layout.payload(tag)), psfs, cfg))
+    payload = with_large(payload, layout)
+    made_from = fit_fingerprint(fit_parts(payload_mark(payload, layout), psfs, cfg))
     if not is_done(layout, tag, made_from):
         return None
     payload = with_saturation(payload, psfs)

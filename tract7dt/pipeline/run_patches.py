@@ -19,8 +19,10 @@ from ..core.display import DRAWING_ERRORS
 from ..core.errors import DiskFull, UserError, list_some, obstacle, obstacle_in_words, one_line
 from ..core.logs import progress
 from ..core.reading import damaged
-from ..core.writing import file_fingerprint, write_csv, write_json, write_text
+from ..core.writing import write_csv, write_json, write_text
 from ..patches.fit import PatchFit, fit_patch
+from ..patches.geometry import is_large_tag
+from ..patches.large import payload_mark, with_large
 from ..patches.payload import Payload, read_payload
 from ..patches.problem import load_psfs
 from ..patches.record import file_hashes, fit_fingerprint, fit_parts, patch_log, patch_meta
@@ -110,9 +112,9 @@ def own_payload(tag: str, layout: Layout) -> Payload:
 def run_patch(tag: str, layout: Layout, cfg) -> PatchDone:
     "Fit one payload file and write all that comes of it, unless that is there already."
     start = time.perf_counter()
-    payload = own_payload(tag, layout)
+    payload = with_large(own_payload(tag, layout), layout)
     psfs = load_psfs(payload, layout, cfg)
-    parts = fit_parts(file_fingerprint(layout.payload(tag)), psfs, cfg)
+    parts = fit_parts(payload_mark(payload, layout), psfs, cfg)
     done, why = fit_fingerprint(parts), stale_reason_of_patch(tag, layout, cfg, parts)
     if not why:
         return PatchDone(tag, done, 0.0, skipped=True)
@@ -204,6 +206,22 @@ def prepare_cells(tags, layout: Layout, cfg) -> None:
             "Gaussian PSFs, one patch of each cell",
         )
 
+# %% ../../nbs/10_pipeline/03_run_patches.ipynb #order
+def fit_in_order(tags, layout: Layout, cfg) -> tuple[dict[str, PatchDone], dict[str, BaseException]]:
+    "Fit the patches of large sources, then the others; what was done and what was raised."
+    done: dict[str, PatchDone] = {}
+    failed: dict[str, BaseException] = {}
+    large = [tag for tag in tags if is_large_tag(tag, cfg.epsf.ngrid)]
+    others = [tag for tag in tags if tag not in set(large)]
+    for group, name in ((large, "large sources, before the patches"), (others, "patches")):
+        if group or name == "patches":
+            executor = make_executor(within_memory(cfg), len(group), layout)
+            once, raised = collect(executor, group, layout, cfg, name=name)
+            more, raised = retry_lost(raised, layout, cfg)
+            done |= once | more
+            failed |= raised
+    return done, failed
+
 # %% ../../nbs/10_pipeline/03_run_patches.ipynb #c013b1c
 def run_patches(layout: Layout, cfg) -> RunSummary:
     """Fit all payloads of the present configuration and write run_summary.csv.
@@ -218,11 +236,8 @@ def run_patches(layout: Layout, cfg) -> RunSummary:
     tags = require_payloads(layout, cfg).payloads
     record_fits(layout, cfg, None)
     prepare_cells(tags, layout, cfg)
-    done, raised = collect(make_executor(within_memory(cfg), len(tags), layout), tags, layout, cfg)
-    more, raised = retry_lost(raised, layout, cfg)
-    summary = RunSummary(
-        dict(sorted((done | more).items())), {tag: _describe(raised[tag]) for tag in sorted(raised)}
-    )
+    done, raised = fit_in_order(tags, layout, cfg)
+    summary = RunSummary(dict(sorted(done.items())), {tag: _describe(raised[tag]) for tag in sorted(raised)})
     for tag, failure in raised.items():
         write_text(layout.patch_runner_log(tag), "".join(traceback.format_exception(failure)))
     record_fits(layout, cfg, {tag: d.fingerprint for tag, d in summary.done.items()})

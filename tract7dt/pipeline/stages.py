@@ -16,6 +16,7 @@ from ..config.schema import Config
 from ..core.columns import fitted_bands
 from ..core.errors import DiskFull, Problems, list_some
 from ..core.logs import stage
+from ..core.reading import read_json, reading
 from ..epsf.build import build_epsf, write_epsf
 from ..epsf.grid import EPSFGrid
 from ..inputs.gaia_table import load_gaia
@@ -196,6 +197,15 @@ def saved_tile_state(cfg: Config, layout: Layout) -> Tile | TileState:
     log.info("catalog of the tile from %s", layout.tile_catalog)
     return state
 
+# %% ../../nbs/10_pipeline/07_stages.ipynb #header_errors
+def header_errors(layout: Layout) -> dict[str, float]:
+    "Errors of the headers' zero points by band, mag, as they were when the tile was loaded; 0: not known."
+    if not layout.tile_state.exists():
+        return {}
+    notes = read_json(layout.tile_state, Layout.tile_state.made_by)
+    with reading(layout.tile_state, Layout.tile_state.made_by):
+        return {band: float(error) for band, error in notes.get("zp_errors", {}).items()}
+
 # %% ../../nbs/10_pipeline/07_stages.ipynb #calibrated
 def write_calibrated(
     catalog: pd.DataFrame,  # the final one
@@ -205,7 +215,8 @@ def write_calibrated(
     layout: Layout,  # of the work directory
 ) -> pd.DataFrame:
     "The catalog with magnitudes and calibrated fluxes, written and noted."
-    catalog = add_magnitudes(catalog, solution, bands, cfg.zp.zp_err_method, cfg.image_scaling.zp_ref)
+    errors, zp_ref = header_errors(layout), cfg.image_scaling.zp_ref
+    catalog = add_magnitudes(catalog, solution, bands, cfg.zp.zp_err_method, zp_ref, errors)
     fitted = [] if solution is None else [band for band in bands if band in solution.bands]
     others = [band for band in bands if band not in fitted]
     if fitted:
@@ -216,7 +227,7 @@ def write_calibrated(
         log.info(
             "magnitudes and fluxes in microjansky: zero points of the headers in %s", list_some(others, 40)
         )
-    write_catalog(catalog, layout.final_catalog, bands, about_catalog(catalog, bands, solution, cfg))
+    write_catalog(catalog, layout.final_catalog, bands, about_catalog(catalog, bands, solution, cfg, errors))
     note_catalog(catalog, layout)
     return catalog
 

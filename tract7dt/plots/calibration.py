@@ -6,6 +6,8 @@
 __all__ = ['plot_settings', 'zp_vs_mag', 'zp_over_field']
 
 # %% ../../nbs/09_plots/03_calibration.ipynb #imports
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -184,7 +186,7 @@ def zp_over_field(
     axes = figure.add_axes(
         (0.13, 0.11, 0.68, 0.8), xlabel="x (pix)", ylabel="y (pix)", title=field_title(zero)
     )
-    look = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit}
+    look: dict[str, Any] = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit}
     axes.imshow(field_image(zero, box), extent=box, origin="lower", aspect="equal", alpha=0.8, **look)
     points = axes.scatter(kept["x"], kept["y"], c=off, s=30, edgecolors="black", linewidths=0.6, **look)
     axes.plot(

@@ -263,9 +263,11 @@ def registration_section(run: FinishedRun) -> str:
     path = run.layout.registration_csv
     if not path.exists():
         return paragraph("Not measured: how the bands lie against each other.")
-    table = read_csv(path, Layout.registration_csv.made_by, tuple(SHOWN_OF_REGISTRATION))
+    command = Layout.registration_csv.made_by
+    table = read_csv(path, command, tuple(SHOWN_OF_REGISTRATION))
     shown = table[list(SHOWN_OF_REGISTRATION)].rename(columns=SHOWN_OF_REGISTRATION)
-    numbers = {name: pd.to_numeric(shown[name]) for name in list(shown)[1:]}
+    with reading(path, command):
+        numbers = {name: pd.to_numeric(shown[name]) for name in list(shown)[1:]}
     told = "What each source's place in a band is more than its common one; the fit draws it there."
     caption = "Stars where the other bands put them (blue), and the offsets that were measured (grey)"
     picture = photo_html(run.layout.registration_sheet, caption)

@@ -67,7 +67,8 @@ def box_of(row, kind: str) -> Box:
 def patch_from_row(row: dict, cells: dict[str, Cell]) -> Patch:
     "The patch of a row of patches.csv; `cells` by their tags."
     place, halo = (int(row["patch_r"]), int(row["patch_c"])), int(row["halo_pix"])
-    return Patch(cells[row["epsf_tag"]], *place, box_of(row, "base"), box_of(row, "roi"), halo)
+    boxes = box_of(row, "base"), box_of(row, "roi")
+    return Patch(cells[row["epsf_tag"]], *place, *boxes, halo, str(row.get("source", "")))
 
 # %% ../../nbs/08_results/03_finished.ipynb #c009inspec
 def base_box(row) -> Box:

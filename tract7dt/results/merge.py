@@ -154,7 +154,7 @@ def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
         }
     )
 
-
+# %% ../../nbs/08_results/01_merge.ipynb #bandbits2
 def all_band_bits(table: pd.DataFrame, bands) -> np.ndarray:
     "The same in all bands, int64 [rows, bands]."
     return np.stack([band_bits(table, band) for band in bands], axis=1)

@@ -22,14 +22,15 @@ def about_band(
     band: str,  # name
     solution: ZeroPoints | None,  # of the run
     cfg,  # the configuration
+    header_error: float = 0.0,  # of the zero point of its header, mag; 0: not known
 ) -> dict[str, Any]:
     "What is true of a band, by the beginning of its cards."
     zero = None if solution is None else solution.bands.get(band)
     depth = catalog[f"DEPTH5_{band}"].to_numpy(float) if f"DEPTH5_{band}" in catalog else np.zeros(0)
     depth = depth[np.isfinite(depth)]
-    facts = {"BAND": band, "ZPSRC": "header" if zero is None else "gaia"}
+    facts: dict[str, Any] = {"BAND": band, "ZPSRC": "header" if zero is None else "gaia"}
     if zero is None:
-        facts |= {"ZP": cfg.image_scaling.zp_ref}
+        facts |= {"ZP": cfg.image_scaling.zp_ref} | ({"ZPERR": header_error} if header_error > 0 else {})
     else:
         degree = 0 if zero.field is None else zero.field.degree
         error = zero.error(cfg.zp.zp_err_method)
@@ -42,6 +43,7 @@ def about_catalog(
     bands,  # names, in order
     solution: ZeroPoints | None,  # zero points of the run; None: those of the headers
     cfg,  # the configuration
+    header_errors: dict[str, float] | None = None,  # of the zero points of headers, by band, mag
 ) -> dict[str, Any]:
     "What is true of a catalog as a whole, by the names of cards."
     facts: dict[str, Any] = {
@@ -53,7 +55,7 @@ def about_catalog(
         "NBANDS": len(bands),
     }
     for number, band in enumerate(bands, 1):
-        facts |= {
-            f"{name}{number}": value for name, value in about_band(catalog, band, solution, cfg).items()
-        }
+        error = (header_errors or {}).get(band, 0.0)
+        own = about_band(catalog, band, solution, cfg, error)
+        facts |= {f"{name}{number}": value for name, value in own.items()}
     return facts

@@ -520,6 +520,7 @@ def add_magnitudes(
     bands,  # names
     method: str = "standard_error",  # or `all_mad`, `bright_std`: the error of the zero point that is added
     zp_ref: float = 25.0,  # AB magnitude of one scaled count by the headers
+    header_errors: dict[str, float] | None = None,  # of the zero points of headers, by band, mag
 ) -> pd.DataFrame:
     """The catalog with calibrated fluxes and magnitudes for all `bands`; they replace older ones.
 
@@ -530,7 +531,9 @@ def add_magnitudes(
         x, y = (numbers(catalog, column_for(catalog, f"{axis}_pix_white_fit", band)) for axis in ("x", "y"))
         zero = None if solution is None else solution.bands.get(band)
         if zero is None:
-            zp, error = np.full(len(catalog), zp_ref), np.zeros(len(catalog))
+            zp, error = (
+                np.full(len(catalog), value) for value in (zp_ref, (header_errors or {}).get(band, 0.0))
+            )
         else:
             zp, error = zero_point_at(zero, x, y), zero_point_error_at(zero, x, y, method)
         columns |= band_magnitudes(catalog, band, zp, error)

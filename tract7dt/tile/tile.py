@@ -176,6 +176,7 @@ def save_state(tile: Tile, layout: Layout, fingerprint: str) -> None:
             "bands": tile.band_names,
             "shape": tile.shape,
             "zp_ref": tile.zp_ref,
+            "zp_errors": {band.name: band.zp_error for band in tile.bands},
             "spelling": tile.spelling,
             "has_ids": tile.has_ids,
             "no_data": dict(zip(tile.band_names, tile.no_data)),

@@ -1,0 +1,63 @@
+"""How wrong a PSF is for single stars, and where it steps: simulated bands whose truth is known.
+
+A step is asked to be found to the distance of stars.
+"""
+
+import galsim
+import numpy as np
+import pytest
+from epsf_scene import FRAME, START, isolated_stars, mixed_snr, moved_to, together
+
+from tract7dt.epsf.band_fit import fit_band
+
+pytestmark = pytest.mark.xdist_group("epsf")
+LIGHT = galsim.Moffat(beta=3.0, fwhm=3.0)
+COUNT = 60
+
+
+def field(width_of, seed: int = 1):
+    "Sixty stars of S/N 25 to 500; `width_of` tells ln of the width of one at x, y, over that of the mean."
+    rng = np.random.default_rng(seed)
+    column, row = rng.integers(30, FRAME[1] - 30, (2, COUNT))
+    parts = []
+    for k, snr in enumerate(mixed_snr(COUNT, rng)):
+        profile = galsim.Convolve(LIGHT.dilate(np.exp(width_of(column[k], row[k], rng))), galsim.Pixel(1.0))
+        star = isolated_stars(profile, [snr], [seed, k])
+        parts.append(moved_to(star, column[k : k + 1], row[k : k + 1]))
+    return together(parts)
+
+
+def in_area(x, y):
+    return 550 < x and 300 < y < 750
+
+
+@pytest.fixture(scope="module")
+def bands():
+    "PSFs of bands without scatter, with a scatter of 4 % in the width, and with a step of 15 %."
+    return {
+        "even": fit_band("m500", FRAME, 2, field(lambda x, y, rng: 0.0), START).psf,
+        "scattered": fit_band("m500", FRAME, 2, field(lambda x, y, rng: 0.04 * rng.normal()), START).psf,
+        "stepped": fit_band("m500", FRAME, 2, field(lambda x, y, rng: 0.15 * in_area(x, y)), START).psf,
+    }
+
+
+def test_scatter_of_single_stars(bands):
+    """The polynomial takes a tenth of the scatter. A profile that is off by 2 % of the light for all stars
+    alike is within what the fit of the PSF allows for.
+    """
+    widths = {name: np.sqrt(psf.shape_scatter[0, 0]) for name, psf in bands.items()}
+    assert widths["even"] < 0.008 and bands["even"].profile_error < 0.03
+    assert 0.025 < widths["scattered"] < 0.052
+    assert bands["even"].profile_error < bands["scattered"].profile_error < 0.06
+
+
+def test_a_step_is_found_and_told(bands):
+    psf = bands["stepped"]
+    assert len(psf.steps) >= 1 and "steps inside the frame" in psf.warnings[0]
+    x0, x1, y0, y1, wider, *_ = psf.steps[0]
+    assert (
+        420 < x0 < 750 and x1 > 900 and (y0, y1) == (pytest.approx(300, abs=130), pytest.approx(750, abs=130))
+    )
+    assert wider > 0.05
+    assert psf.eps_pred(800, 520) > 0.04 > psf.eps_pred(200, 520)
+    assert all(len(bands[name].steps) == 0 and not bands[name].warnings for name in ("even", "scattered"))
