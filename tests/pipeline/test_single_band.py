@@ -9,14 +9,7 @@ import pytest
 from astropy.table import Table
 from conftest import ROOT
 
-from tract7dt.core.columns import (
-    MAG_COLUMNS,
-    SOLUTION_COLUMNS,
-    expand,
-    final_columns,
-    fit_columns,
-    name_in_band,
-)
+from tract7dt.core.columns import MAG_COLUMNS, SOLUTION_COLUMNS, expand, final_columns, fit_columns
 from tract7dt.fit.flags import FitFlag
 from tract7dt.inputs.gaia_table import load_gaia
 from tract7dt.patches.fit import fit_patch
