@@ -533,15 +533,26 @@ def star_table(stars: pd.DataFrame) -> Table:
     return Table({name: stars[name].to_numpy(dtype=kind) for name, kind in STAR_COLUMNS.items()})
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022b
+def stars_in(table: fits.FITS_rec) -> pd.DataFrame:
+    "The list of stars of a file; NaN in columns that were not there when it was made."
+    missing = np.full(len(table), np.nan)
+    return pd.DataFrame(
+        {
+            name: (native(table[name]) if name in table.names else missing).astype(kind)
+            for name, kind in STAR_COLUMNS.items()
+        }
+    )
+
+
 def from_hdus(hdus: fits.HDUList) -> BandPSF:
-    "The model in FITS extensions written by `to_hdus`."
+    "The model in FITS extensions written by `to_hdus`, also those of earlier versions."
     header = hdus[0].header
     numbers = {name: header[card] for name, card in HEADER_CARDS.items()}
     images = {name: hdus[name.upper()].data for name in IMAGES}
     arrays: dict[str, Any] = {name: native(image) for name, image in images.items() if image is not None}
-    terms, cells, stars = hdus["TERMS"].data, hdus["CELLS"].data, hdus["STARS"].data
+    terms, cells, shape = hdus["TERMS"].data, hdus["CELLS"].data, (header["HEIGHT"], header["WIDTH"])
     return BandPSF(
-        shape=(header["HEIGHT"], header["WIDTH"]),
+        shape=shape,
         **numbers,
         **{"fixed": NO_FIXED, **arrays},
         coef=np.stack([native(terms[name]) for name in ("ln_fwhm", "e1", "e2")]),
@@ -550,11 +561,11 @@ def from_hdus(hdus: fits.HDUList) -> BandPSF:
         cell_nstars=native(cells["nstars"]),
         cell_snr=native(cells["total_snr"]),
         fixed_index=native(cells["fixed_index"]),
-        stars=pd.DataFrame({name: native(stars[name]).astype(kind) for name, kind in STAR_COLUMNS.items()}),
+        stars=stars_in(hdus["STARS"].data),
         warnings=tuple(str(text) for text in hdus["WARNINGS"].data["text"]),
         saturation=saturation_in(hdus),
         **errors_in(hdus),
-        registration=registration_from(hdus["OFFSET"], (header["HEIGHT"], header["WIDTH"])),
+        registration=registration_from(hdus["OFFSET"], shape) if "OFFSET" in hdus else NOT_REGISTERED,
     )
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c022c
