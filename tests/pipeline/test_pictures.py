@@ -219,7 +219,8 @@ def test_the_epsf_stage_draws_what_is_asked_for(made, place, changes, difference
     cfg, layout = place(**changes)
     pictures.draw_epsf(one_band(made[3]), made[2], cfg, layout)
     assert set(names(layout.epsf_dir)) == {f"{name}.png" for name in ROUTINE ^ difference} | {
-        "epsf_sheet.png"
+        "epsf_sheet.png",
+        "registration.png",
     }
 
 
@@ -273,7 +274,7 @@ def test_a_band_whose_pixels_cannot_be_read_again_costs_its_pictures_only(made, 
     with caplog.at_level(logging.WARNING):
         pictures.draw_epsf(one_band(made[3]), made[2], cfg, layout)
     assert (
-        names(layout.epsf_dir) == ["epsf_sheet.png"]
+        names(layout.epsf_dir) == ["epsf_sheet.png", "registration.png"]
         and len(caplog.records) == 1
         and "the disk is gone" in caplog.text
     )

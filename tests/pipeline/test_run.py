@@ -121,7 +121,7 @@ def scene(shape=(120, 160)):
     return image.array
 
 
-PSF_ISSUES = "all_psf_fallback,analytic_psf,analytic_psf_in_band"
+PSF_ISSUES = "all_psf_fallback,analytic_psf,analytic_psf_in_band,few_reliable_bands"
 "All that may be held against sources of a scene with too few stars for an ePSF."
 
 
@@ -231,10 +231,10 @@ def test_a_source_that_may_not_move_far_enough_says_so(light, tmp_path, plain_fi
 
 
 def test_null_frees_positions(light, tmp_path):
-    """A start 7 pixels off is out of reach within 5 (0.7.0 took null for 5); a galaxy of this size finds its
+    """A start 6 pixels off is out of reach within 5 (0.7.0 took null for 5); a galaxy of this size finds its
     way.
     """
-    field = small_field(tmp_path, light, {"round": (7.0, 0)}, Re={"round": 4.0})
+    field = small_field(tmp_path, light, {"round": (6.0, 0)}, Re={"round": 4.0})
     held, _ = fitted(field)
     free, _ = fitted(field, patch_run=dict(pos_max_shift_pix=None))
     assert held.flag_bound_stalled["round"]

@@ -223,7 +223,7 @@ def test_fields_of_records(work, patches):
         (
             "patches/patches.csv",
             "epsf_r epsf_c patch_r patch_c epsf_tag patch_tag x0_base x1_base y0_base y1_base x0_roi "
-            "x1_roi y0_roi y1_roi halo_pix",
+            "x1_roi y0_roi y1_roi halo_pix source",
         ),
         ("outputs/run_summary.csv", "patch status returncode sec runner_log"),
         (

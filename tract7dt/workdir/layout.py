@@ -366,6 +366,7 @@ PATCHES = (
     *("epsf_r", "epsf_c", "patch_r", "patch_c", "epsf_tag", "patch_tag"),
     *(f"{side}_{box}" for box in ("base", "roi") for side in ("x0", "x1", "y0", "y1")),
     "halo_pix",
+    "source",  # the large galaxy that a patch is made for, else empty
 )
 
 
