@@ -21,9 +21,9 @@ from tract7dt.fit.footprints import (
 )
 from .linalg import inverse_spd
 from .normal import Plan, State, evaluate, excess_variance, modelled_light, solved
-from .parameters import Rules
-from .problem import STAR, FitProblem
-from .render import ETA1, G, L, N, P, Window, X, Y
+from .parameters import Rules, Start
+from .problem import EXP, STAR, FitProblem
+from .render import ETA1, ETA2, G, L, N, P, Window, X, Y
 from tract7dt.fit.steps import (
     Quadratic,
     clip_to_limits,
@@ -213,6 +213,19 @@ def needs_new_footprint(plan: Plan, theta) -> np.ndarray:
     moved = np.hypot(theta[:, X] - planned[:, X], theta[:, Y] - planned[:, Y]) > FAR_MOVE
     return (moved | (theta[:, L] - planned[:, L] > growth)) & plan.free.any(axis=1)
 
+# %% ../../nbs/06_fit/14_optimise.ipynb #c023b
+BELIEVED = 3.0  # radius over that of the start up to which windows grow
+
+
+def with_believed_radius(problem: FitProblem, theta) -> np.ndarray:
+    "Parameters [S, P] for the planning of windows: no radius is far beyond its start."
+    start, turned = Start.of(problem.sources).theta[:, L], np.hypot(theta[:, ETA1], theta[:, ETA2]) / 2
+    radii = np.where(problem.sources.kind == EXP, 4, 8)
+    most = np.maximum(start + np.log(BELIEVED), np.log(LARGE_HALF / radii) - turned)
+    out = np.array(theta, float)
+    out[:, L] = np.minimum(theta[:, L], most)
+    return out
+
 # %% ../../nbs/06_fit/14_optimise.ipynb #c023
 def update_footprints(
     problem: FitProblem,  # options, and priors for the plan
@@ -223,11 +236,12 @@ def update_footprints(
     depth,  # rough inverse error of each band, [B]
 ) -> Plan:
     "Plan with new footprints for the sources in `who`; a source keeps its old one if it left the image."
-    prints = list(plan.footprints)
+    prints, believed = list(plan.footprints), with_believed_radius(problem, theta)
     for s in np.flatnonzero(who):
         new = make_footprint(
-            plan.kind[s], theta[s], plan.pixels.of_sky, sky, depth, problem.options.footprint_loss
+            plan.kind[s], believed[s], plan.pixels.of_sky, sky, depth, problem.options.footprint_loss
         )
+        new = replace(new, L=theta[s, L])
         empty = new.window.empty or not plan.pixels.weight[new.window.slices].any()
         prints[s] = prints[s] if empty else new
     return Plan.make(problem, plan.pixels, plan.free, prints)
