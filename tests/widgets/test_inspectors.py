@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from tract7dt.config.load import load_config
 from tract7dt.config.schema import Config
 from tract7dt.core.errors import UserError
 from tract7dt.epsf.model import BandPSF
+from tract7dt.fit.flags import BandFlag
 from tract7dt.inputs.gaia_table import load_gaia
 from tract7dt.pipeline.batch import TileRow
 from tract7dt.plots.sheet import plan_of
@@ -32,10 +34,18 @@ from tract7dt.widgets.patch import (
     patch_sheet,
     read_patch,
     source_lines,
+    source_options,
     spots_of,
 )
 from tract7dt.widgets.run import RunInspector
-from tract7dt.widgets.source import MOST_LISTED, SourceInspector, start_lines, wavelengths
+from tract7dt.widgets.source import (
+    MOST_LISTED,
+    SourceInspector,
+    is_doubted,
+    start_lines,
+    wavelengths,
+    worth_lines,
+)
 from tract7dt.widgets.zero_points import ZeroPointInspector
 from tract7dt.workdir.layout import Layout
 
@@ -318,6 +328,72 @@ def test_a_source_shows_the_fluxes_of_the_catalog(work, catalog):
             assert inspector.chosen.values[f"FLUXERR_{band}_fit"] == pytest.approx(
                 row[f"FLUXERR_{band}_fit"], rel=1e-9
             )
+
+
+def test_a_source_shows_what_the_catalog_says_of_its_fluxes(work, catalog):
+    """Microjansky, verdict and misfit, each as it stands in the final catalog."""
+    inspector = SourceInspector(work)
+    for name in ("00004", "00102", "00204"):
+        row = catalog[catalog.ID == name].iloc[0]
+        inspector.find.value = name
+        if not row.stype_fit:
+            continue
+        for told, band in zip(worth_lines(inspector.chosen), BANDS, strict=True):
+            assert told[0] == band
+            fnu, error = (float(value) for value in told[2].split(" ± "))
+            assert fnu == pytest.approx(row[f"FNU_{band}"], rel=1e-3)
+            assert error == pytest.approx(row[f"FNUERR_{band}"], rel=0.05)
+            assert float(told[3]) == pytest.approx(row[f"misfit_{band}"], abs=6e-4)
+            assert told[5] == ("yes" if row[f"reliable_{band}"] else "no")
+        assert inspector.worth.value.count("<tr>") == 1 + len(BANDS)
+
+
+def test_a_flux_that_is_not_reliable_is_marked_with_its_reason(work, copy):
+    path = copy / "output_catalog.csv"
+    table = pd.read_csv(path, dtype={"ID": str})
+    table.loc[table.ID == "00004", ["reliable_m650", "flags_m650"]] = [False, int(BandFlag.LIGHT_LEFT)]
+    table.to_csv(path, index=False)
+    before, after = SourceInspector(work), SourceInspector(copy)
+    for inspector in (before, after):
+        inspector.find.value = "00004"
+    assert is_doubted(before.chosen).tolist() == [False] * 3
+    assert is_doubted(after.chosen).tolist() == [False, True, False]
+    assert after.sed.value != before.sed.value and "light left" in after.worth.value
+    assert after.images.value == before.images.value
+
+
+def test_catalogs_of_earlier_versions_are_shown_as_far_as_they_go(copy):
+    new = ("misfit_", "apflux_", "flags_", "reliable_", "FNU", "MAGLIM3_", "DEPTH5_", "zp_source_")
+    for path in (copy / "output_catalog.csv", *copy.glob("outputs/*/*_cat_fit.csv")):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table.drop(columns=[name for name in table if name.startswith(new)]).to_csv(path, index=False)
+    inspector = SourceInspector(copy)
+    inspector.find.value = "00004"
+    assert inspector.sed.value and TROUBLE not in inspector.message.value
+    assert {line[5] for line in worth_lines(inspector.chosen)} == {"–"}
+    assert all(shown(PatchInspector(copy)))
+
+
+def test_a_run_that_was_not_merged_has_no_verdicts_yet(copy):
+    (copy / "output_catalog.csv").unlink()
+    inspector = SourceInspector(copy)
+    assert {line[5] for line in worth_lines(inspector.chosen)} == {"–"}
+    assert all(shown(inspector))
+
+
+def test_the_worst_sources_of_a_patch_come_first(work):
+    inspector = PatchInspector(work)
+    sources = inspector.view().sources
+    table = sources.assign(**{f"misfit_{band}": 0.0 for band in BANDS})
+    owned = table.index[~table["_is_halo_source"].astype(bool)]
+    brightest = owned[np.argsort(-table.loc[owned, "FLUX_m750_fit"].to_numpy(float))[:2]]
+    table.loc[brightest, "misfit_m750"] = [0.3, 0.6]
+    table.loc[brightest, "FLUXERR_m750_fit"] = 0.01 * table.loc[brightest, "FLUX_m750_fit"]
+    table.loc[brightest[1], "flags_m750"] = int(BandFlag.MISFIT)
+    options = source_options(replace(inspector.view(), sources=table))
+    assert [row for _, row in options[:2]] == [table.index.get_loc(k) for k in brightest[::-1]]
+    assert options[0][0].endswith("[m750: misfit 0.6; misfit]")
+    assert sorted(row for _, row in options) == list(range(len(table)))
 
 
 def test_every_source_of_the_sample_can_be_chosen(work, catalog):

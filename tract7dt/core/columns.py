@@ -226,7 +226,13 @@ SOLUTION_COLUMNS = _columns(
     ("THETA_err_fit", "float", "deg", "error of THETA_fit"),
     ("fit_status", "text", "", "converged, max_iters, on_bound, no_data, failed or fixed"),
     ("fit_flags", "int", "", "bit mask of tract7dt.fit.flags"),
-    ("fracwindow", "float", "", "share of the light outside the pixels used, edges of images not counted"),
+    (
+        "fracwindow",
+        "float",
+        "",
+        "share of the light outside the pixels used (edges of images not counted) or, for laws with wings, "
+        "beyond their cut at 8 half-light radii: 7 % at n = 4; FLUX is that within the cut",
+    ),
 )
 
 # %% ../../nbs/00_core/06_columns.ipynb #gradcols

@@ -362,7 +362,7 @@ def band_numbers(psf: BandPSF) -> dict[str, object]:
         "tau": psf.tau,
         "profile_error": psf.profile_error,
         "shape_scatter": psf.shape_scatter,
-        "position_scatter": psf.position_scatter,
+        "position_scatter": psf.registration.scatter,
         "steps": [dict(zip(STEP_COLUMNS, step)) for step in psf.steps.tolist()],
         "nstars": psf.nstars,
         "rejected_fraction": psf.rejected_fraction,

@@ -126,7 +126,6 @@ class BandModel:
     profile_error: float = PROFILE_ERROR  # scatter of a star's pixel beyond its noise, over its light there
     shape_scatter: np.ndarray = field(default_factory=SHAPE_SCATTER.copy)  # of stars' ln FWHM, e1, e2 [3, 3]
     steps: np.ndarray = field(default_factory=NO_STEPS.copy)  # boxes where it differs, `STEP_COLUMNS` [K, 8]
-    position_scatter: float = 0.0  # of stars' places against those in other bands, along an axis, pix
     registration: BandRegistration = NOT_REGISTERED
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c010b
@@ -443,7 +442,6 @@ HEADER_CARDS = {  # numbers of the model and their keywords
 }
 ERROR_CARDS = {  # errors of single stars and their keywords; models of older versions have none
     "profile_error": "PROFERR",
-    "position_scatter": "POSSCAT",
 }
 IMAGES = ("coef_cov", "residual", "fixed")  # arrays of the model that become image extensions
 ERROR_IMAGES = ("shape_scatter",)  # the same of errors of single stars

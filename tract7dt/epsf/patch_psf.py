@@ -166,7 +166,7 @@ def with_error(
 ) -> PatchPSF:
     "The PSF with the errors of single stars."
     slopes = shape_slopes(theta, psf.stamp, psf.oversamp)
-    error = PSFError(model.profile_error, model.shape_scatter, slopes, model.position_scatter)
+    error = PSFError(model.profile_error, model.shape_scatter, slopes, model.registration.scatter)
     return replace(psf, error=error)
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c015

@@ -26,7 +26,8 @@ from tract7dt.fit.normal import (
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
-from .render import G, L, Window
+from .profiles import light_cut_off
+from .render import G, L, N, Window
 from .shapes import catalog_from_native
 from .steps import limits_reached
 from .subfields import join, make_subfields, subfield_footprints, subfield_problem
@@ -118,6 +119,12 @@ def window_too_small(fracwindow, flux, error) -> np.ndarray:
         (share > LOST) & known & (share * np.where(known, flux, 0) > LOST_ERRORS * np.where(known, error, 1))
     )
     return 2 * np.count_nonzero(seen, axis=1) > np.count_nonzero(known, axis=1)
+
+# %% ../../nbs/06_fit/17_engine.ipynb #whole
+def unmeasured_light(outcome: Outcome, lost) -> np.ndarray:
+    "Share [S] of the light of laws without end outside the windows (`lost`, [S]) or beyond their cut."
+    laws = zip(outcome.plan.kind, outcome.state.theta[:, N])
+    return 1 - (1 - lost) * (1 - np.array([light_cut_off(int(kind), n) for kind, n in laws], float))
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
@@ -235,7 +242,7 @@ def assemble(
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
         ignored=ignored_pixels(outcome.plan, problem),
-        fracwindow=quality.lost,
+        fracwindow=unmeasured_light(outcome, quality.lost),
         worth=final_worth(problem, outcome, errors),
     )
 

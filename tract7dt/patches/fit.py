@@ -17,7 +17,7 @@ from ..core.cards import Card, CardContent, card_of
 from ..core.columns import fit_columns
 from ..core.errors import UserError
 from ..epsf.patch_psf import PatchPSF
-from ..fit.binned import fit_binned
+from ..fit.binned import binning_for, fit_binned
 from ..fit.engine import fit, fit_bands
 from ..fit.flags import FitStatus
 from ..fit.problem import FitProblem, FitResult
@@ -161,6 +161,17 @@ def tractor_settings(payload: Payload, settings) -> TractorSettings:
         settings.enable_staged_fit, settings.r_ap, settings.eps_flux, np.array(given, float).T
     )
 
+# %% ../../nbs/07_patches/04_fit.ipynb #solve
+SMALL = 2.0  # coarse pixels of a fitted half-light radius below which a source is no large one
+
+
+def fit_large(problem: FitProblem, measured: np.ndarray) -> FitResult:
+    "Fit the region of a large source, the only one that is `measured` (bool [S]), on pixels of its size."
+    k = binning_for(problem.shape, float(problem.sources.re[measured].max(initial=0)))
+    result = fit_binned(problem, k)
+    small = k > 1 and (result.re[measured] < SMALL * k).any()
+    return fit(problem) if small else result
+
 
 def solve(problem: FitProblem, payload: Payload, settings) -> tuple[FitResult, ...]:
     """One result for all bands together, or one for each band.
@@ -172,7 +183,7 @@ def solve(problem: FitProblem, payload: Payload, settings) -> tuple[FitResult, .
         how = tractor_settings(payload, settings)
         return (fit_tractor(problem, how),) if together else tuple(fit_tractor_bands(problem, how))
     if together and payload.patch.source:
-        return (fit_binned(problem),)
+        return (fit_large(problem, payload.is_measured.to_numpy()),)
     return (fit(problem),) if together else tuple(fit_bands(problem))
 
 # %% ../../nbs/07_patches/04_fit.ipynb #c015c

@@ -41,7 +41,8 @@ def found_by(tag: str, layout: Layout, bands) -> pd.DataFrame | None:
     wanted = [*NUMBERS, "fit_flags", *fluxes]
     if not set(wanted) <= set(table.columns):
         return None
-    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in wanted}
+    table = table.assign(size_gradient_fit=table.get("size_gradient_fit", np.nan))
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in [*wanted, "size_gradient_fit"]}
     return table[["ID", "stype_fit"]].assign(**numbers)
 
 # %% ../../nbs/07_patches/07_large.ipynb #with

@@ -150,6 +150,9 @@ def open_sides(patch: Patch) -> tuple[bool, bool, bool, bool]:
 
 # %% ../../nbs/07_patches/02_problem.ipynb #held
 HELD = 1e-3  # width of the prior on the flux of a held source, in errors of its flux
+HELD_SHAPE = dict(
+    re="Re_fit", ab="ab_fit", theta="THETA_fit", n="sersic_n_fit", gradient="size_gradient_fit"
+)  # columns of `Sources` and of what was found
 
 
 def with_held(sources: Sources, held: pd.DataFrame, payload: Payload) -> Sources:
@@ -160,7 +163,7 @@ def with_held(sources: Sources, held: pd.DataFrame, payload: Payload) -> Sources
     columns["x"][rows] = held["x_pix_white_fit"] - roi.x0
     columns["y"][rows] = held["y_pix_white_fit"] - roi.y0
     columns["kind"][rows] = [Kind[name.upper()] for name in held["stype_fit"]]
-    for ours, theirs in (("re", "Re_fit"), ("ab", "ab_fit"), ("theta", "THETA_fit"), ("n", "sersic_n_fit")):
+    for ours, theirs in HELD_SHAPE.items():
         values = held[theirs].to_numpy(float)
         columns[ours][rows] = np.where(np.isfinite(values), values, columns[ours][rows])
     for name in ("fix_position", "fix_size", "fix_shape", "fix_n"):
@@ -174,15 +177,17 @@ def with_held(sources: Sources, held: pd.DataFrame, payload: Payload) -> Sources
 
 # %% ../../nbs/07_patches/02_problem.ipynb #settled
 FREE_NEIGHBOURS = 80  # of a large source that may move and change their shape in its region
+FREE_RADII = 3  # its half-light radii around it in which they may
 
 
 def settled(sources: Sources, measured: np.ndarray) -> Sources:
     "Sources of which those far from the `measured` one (bool [S]) are held where they are, with free fluxes."
     own = np.flatnonzero(measured)
-    if len(sources) <= FREE_NEIGHBOURS + 1 or not len(own):
+    if not len(own):
         return sources
     distance = np.hypot(sources.x - sources.x[own[0]], sources.y - sources.y[own[0]])
-    far = distance > np.sort(distance)[FREE_NEIGHBOURS]
+    near = np.sort(distance)[: FREE_NEIGHBOURS + 1].max()
+    far = ~measured & (distance > min(near, FREE_RADII * sources.re[own[0]]))
     return replace(
         sources,
         **{name: getattr(sources, name) | far for name in ("fix_position", "fix_size", "fix_shape", "fix_n")},

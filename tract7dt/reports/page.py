@@ -124,10 +124,11 @@ def psf_rows(run: FinishedRun) -> pd.DataFrame:
             row["a pixel of a star off by (%)"] = 100 * model["profile_error"]
             row |= dict(zip(("FWHM of stars scatters by (%)", "e1 by (x 0.01)", "e2 by (x 0.01)"), scatter))
             row["places of stars by (pix)"] = model.get("position_scatter") or None
+            row["steps in the frame"] = len(model.get("steps") or ()) or None
     for row in rows.values():
         eps = [100 * value for value in row.pop("eps") if value is not None and np.isfinite(value)]
         row |= {"error that all fluxes share (%)": min(eps), "in the worst cell (%)": max(eps)} if eps else {}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("band")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("band").dropna(axis=1, how="all")
 
 # %% ../../nbs/11_reports/01_page.ipynb #worth3
 def calibration_rows(catalog: pd.DataFrame) -> pd.DataFrame:

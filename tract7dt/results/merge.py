@@ -34,6 +34,8 @@ from ..core.geometry import to_sky
 from ..core.reading import damaged, quiet, read_csv, reading
 from ..core.writing import atomic_path, file_fingerprint
 from ..fit.flags import BandFlag, FitFlag, describe_flags, is_negative, is_reliable
+from ..fit.problem import Kind
+from ..fit.profiles import light_cut_off
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -124,12 +126,7 @@ def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> n
     short = some & (left < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9)
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
 
-# %% ../../nbs/08_results/01_merge.ipynb #bandbits
-PROFILE_NEEDED = 0.5  # share of a source's profile that must lie on good pixels
-POOR_PSF = 0.03  # predicted fractional error of a star's flux above which a PSF is poor
-WINDOW_LOSS = (0.05, 5.0)  # what a window misses: share of the light, and errors of the flux
-
-
+# %% ../../nbs/08_results/01_merge.ipynb #loss
 def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     "A column as floats, NaN where it is missing."
     if name not in table:
@@ -137,11 +134,26 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return table[name].to_numpy(float, na_value=np.nan)
 
 
+def window_loss(table: pd.DataFrame, band: str) -> np.ndarray:
+    "Share of the light of each row outside its window in a band, 0 where unknown."
+    lost = np.nan_to_num(numbers(table, column_for(table, "fracwindow", band)))
+    index = numbers(table, column_for(table, "sersic_n_fit", band))
+    law = table.get(column_for(table, "stype_fit", band), pd.Series("", table.index)).fillna("")
+    index = np.where(law == "dev", 4.0, np.where(law == "sersic", index, np.nan))
+    beyond = np.array([light_cut_off(Kind.SERSIC, n) for n in index], float)
+    return np.clip(1 - (1 - lost) / (1 - beyond), 0, 1)
+
+# %% ../../nbs/08_results/01_merge.ipynb #bandbits
+PROFILE_NEEDED = 0.5  # share of a source's profile that must lie on good pixels
+POOR_PSF = 0.03  # predicted fractional error of a star's flux above which a PSF is poor
+WINDOW_LOSS = (0.05, 5.0)  # what a window misses: share of the light, and errors of the flux
+
+
 def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
     "Bits of `BandFlag` of all rows in a band, int64: those of the fit, and those that follow from columns."
     flux, error = numbers(table, f"FLUX_{band}_fit"), numbers(table, f"FLUXERR_{band}_fit")
     source = table.get(f"psf_source_{band}", pd.Series("", table.index)).fillna("")
-    lost = np.nan_to_num(numbers(table, column_for(table, "fracwindow", band)))
+    lost = window_loss(table, band)
     stored = np.nan_to_num(numbers(table, f"flags_{band}")).astype(np.int64)
     return stored | combined(
         {

@@ -243,9 +243,20 @@ def growth_figure(view: InspectedBand, tag: str) -> Figure:
     return figure
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c021
+def step_lines(meta: dict) -> list[tuple[str, str]]:
+    "Where the PSF of a band steps, as at the edges of the exposures of a stack, as text; nothing if nowhere."
+    steps = (meta.get("band_model") or {}).get("steps") or []
+    told = "; ".join(
+        f"{100 * step['ln_fwhm']:+.1f} % of the FWHM in x {step['x0']:.0f} to {step['x1']:.0f}, "
+        f"y {step['y0']:.0f} to {step['y1']:.0f}"
+        for step in steps
+    )
+    return [("steps", told)] if told else []
+
+
 def cell_lines(cell: CellView) -> list[tuple[str, str]]:
     "The cell's quality numbers, a name and a text each."
-    return quality_lines(cell.meta)
+    return quality_lines(cell.meta) + step_lines(cell.meta)
 
 # %% ../../nbs/12_widgets/02_epsf.ipynb #c024
 REASONS = {

@@ -26,6 +26,7 @@ from ..plots.base import residual_norm
 from ..plots.patch import PatchPaint, crosshair_marks, move_marks, paint_patch, signal_text, type_marks
 from ..plots.sheet import Panel, Sheet, bar_of, on_paper, outline, plan_of
 from ..results.finished import FinishedRun, base_box, hull
+from ..results.worst import band_facts, reason, worst_fluxes
 from tract7dt.widgets.base import (
     DPI,
     WITHIN,
@@ -198,44 +199,66 @@ def flags_of(sources: pd.DataFrame, bands) -> list[str]:
         total |= sources[name].fillna(0).to_numpy(np.int64)
     return [describe_flags(int(flags)) for flags in total]
 
+# %% ../../nbs/12_widgets/03_patch.ipynb #worst_options
+def remarks(view: PatchView) -> pd.DataFrame:
+    "The sources by their rows, the worst first and those of the halo last: `halo`, `where`, `words`."
+    sources = view.sources.reset_index(drop=True)
+    worst = worst_fluxes(sources, view.bands)
+    order = [*worst.index, *sources.index.difference(worst.index, sort=False)]
+    flags = pd.Series(flags_of(sources, view.bands), sources.index)
+    words = worst["reason"].reindex(order)
+    words = words.where(words.notna(), flags.reindex(order).str.replace("_", " ").str.replace(",", ", "))
+    where = pd.Series(
+        [
+            f"{row.band}: " + (f"chi2 {row.chi2:.3g}" if np.isnan(row.misfit) else f"misfit {row.misfit:.2g}")
+            for row in worst.itertuples()
+        ],
+        worst.index,
+        dtype=object,
+    )
+    found = pd.DataFrame({"where": where.reindex(order).fillna(""), "words": words.fillna("")})
+    halo = sources["_is_halo_source"].astype(bool).reindex(order)
+    return found.assign(halo=halo).sort_values("halo", kind="stable")
+
 
 def source_options(view: PatchView) -> list[tuple[str, int]]:
-    "Text and row of each source, those of the halo last."
-    halo, flags = view.sources["_is_halo_source"].to_numpy(bool), flags_of(view.sources, view.bands)
-    reason = np.where(
-        view.sources["excluded_any"], "excluded: " + view.sources["excluded_reason"].astype(str), ""
-    )
+    "Text and row of each source, the worst first and those of the halo last."
     options = []
-    for row in np.argsort(halo, kind="stable"):
-        notes = "; ".join(text for text in ("halo" if halo[row] else "", reason[row], flags[row]) if text)
-        name, kind = view.sources["ID"].iloc[row], view.sources["stype_fit"].iloc[row]
-        options.append((f"{name}  {kind}" + (f"  [{notes}]" if notes else ""), int(row)))
+    for row in remarks(view).itertuples():
+        source = view.sources.iloc[row.Index]
+        out = f"excluded: {source['excluded_reason']}" if source["excluded_any"] else ""
+        notes = "; ".join(text for text in ("halo" if row.halo else "", out, row.where, row.words) if text)
+        name = f"{source['ID']}  {source['stype_fit']}" + (f"  [{notes}]" if notes else "")
+        options.append((name, int(row.Index)))
     return options
 
 # %% ../../nbs/12_widgets/03_patch.ipynb #c018a
 def source_lines(view: PatchView, row: int) -> list[tuple[str, ...]]:
-    "What is known of a source: band, flux, error, S/N, chi-square per pixel, light of others."
-    source = view.sources.iloc[row]
+    """What is known of a source: band, flux, error, S/N, chi-square per pixel, light of others, misfit, share
+    of light left, what is wrong.
+    """
     lines: list[tuple[str, ...]] = []
     for band in view.bands:
-        flux, error, chi2, npix, others = (
-            source.get(name.format(band))
-            for name in ("FLUX_{}_fit", "FLUXERR_{}_fit", "chi2_{}_fit", "npix_{}_fit", "fracflux_{}_fit")
-        )
+        facts = band_facts(view.sources.iloc[[row]], band).iloc[0]
+        others = view.sources.iloc[row].get(f"fracflux_{band}_fit")
         lines.append(
             (
                 band,
-                number(flux),
-                number(error, "{:.3g}"),
-                number(flux / error, "{:.1f}"),
-                number(chi2 / npix if npix else None, "{:.2f}"),
+                number(facts["flux"]),
+                number(facts["error"], "{:.3g}"),
+                number(facts["flux"] / facts["error"], "{:.1f}"),
+                number(facts["chi2"], "{:.2f}"),
                 number(others, "{:.3f}"),
+                number(facts["misfit"], "{:.3f}"),
+                number(100 * facts["left"], "{:.1f} %"),
+                reason(facts["flags"]),
             )
         )
     return lines
 
 
 SOURCE_HEAD = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
+SOURCE_HEAD += ("misfit", "light left", "wrong")
 
 # %% ../../nbs/12_widgets/03_patch.ipynb #c021m
 def mark_tag(grid: ClickGrid, tag: str) -> None:

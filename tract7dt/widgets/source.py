@@ -8,6 +8,7 @@ __all__ = ['SourceInspector']
 # %% ../../nbs/12_widgets/04_source.ipynb #imports
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -22,6 +23,7 @@ from ..plots.base import PALETTE
 from ..plots.patch import montage_sheet
 from ..plots.sheet import Sheet
 from ..results.finished import base_box
+from ..results.worst import band_facts, read_verdicts, reason
 from .base import Inspector, Picture, choices, full_table_html, number, remember, row_of
 from .patch import PatchView, flags_of, read_patch
 
@@ -45,13 +47,23 @@ class SourceView:
     patch: PatchView  # where it lies
     row: int  # of the patch's table
     start: dict[str, float]  # where the fit started, by column
+    verdict: pd.Series | None = None  # calibrated fluxes and verdicts of the final catalog, if there is one
 
     @cached_property
     def values(self) -> pd.Series:
         "Its row in the fitted table."
         return self.patch.sources.iloc[self.row]
 
+    @cached_property
+    def facts(self) -> pd.DataFrame:
+        "What is known of its fluxes, as `tract7dt.results.worst.band_facts` gives it, a row for each band."
+        table = self.patch.sources.iloc[[self.row]].reset_index(drop=True)
+        if self.verdict is not None:
+            table = table.assign(**{name: [value] for name, value in self.verdict.items()})
+        rows = [band_facts(table, band) for band in self.patch.bands]
+        return pd.concat(rows).set_axis(self.patch.bands)
 
+# %% ../../nbs/12_widgets/04_source.ipynb #c011p
 def patch_of(fate: pd.Series, patches: pd.DataFrame) -> str:
     """The patch of a source: that which measured it, or that in which it lies.
 
@@ -72,8 +84,13 @@ def patch_of(fate: pd.Series, patches: pd.DataFrame) -> str:
     return inside[0]
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c011a
-def source_view(fate: pd.Series, patch: PatchView, settings) -> SourceView:
-    """A source in its patch; `settings` are the `patch_run` section of the configuration.
+def source_view(
+    fate: pd.Series,  # its row of the index
+    patch: PatchView,  # where it was fitted
+    settings,  # the `patch_run` section of the configuration
+    verdicts: pd.DataFrame | None = None,  # of the final catalog, by ID
+) -> SourceView:
+    """A source in its patch.
 
     Raises
     ------
@@ -93,7 +110,9 @@ def source_view(fate: pd.Series, patch: PatchView, settings) -> SourceView:
         "THETA": shape.theta[0],
         "sersic_n": shape.n[0],
     }
-    return SourceView(fate, patch, int(rows[0]), {name: float(value) for name, value in start.items()})
+    known = verdicts is not None and fate["ID"] in verdicts.index
+    verdict = verdicts.loc[fate["ID"]] if known else None
+    return SourceView(fate, patch, int(rows[0]), {n: float(value) for n, value in start.items()}, verdict)
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c014
 EXCLUSIONS = {
@@ -167,6 +186,22 @@ def band_values(view: SourceView, pattern: str) -> np.ndarray:
         float,
     )
 
+# %% ../../nbs/12_widgets/04_source.ipynb #sed_looks
+def is_doubted(view: SourceView) -> np.ndarray:
+    "Bands in which the flux is not reliable, bool [B]; before there is a final catalog those with any flag."
+    known, flagged = view.facts["reliable"], view.facts["flags"].to_numpy() != 0
+    return np.where(known.isna(), flagged, ~known.fillna(True).to_numpy(bool))
+
+
+def sed_looks(view: SourceView) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    "Bands that are drawn alike, bool [B] each, and how."
+    doubted = is_doubted(view)
+    looks = [
+        (~doubted, {"fmt": "o", "color": PALETTE.line, "label": "fit"}),
+        (doubted, {"fmt": "o", "color": PALETTE.faint, "mfc": "white", "label": "not reliable"}),
+    ]
+    return [(rows, look) for rows, look in looks if rows.any()]
+
 # %% ../../nbs/12_widgets/04_source.ipynb #c021a
 def sed_figure(view: SourceView) -> Figure:
     "Fitted fluxes with errors, and start fluxes, against wavelength (or the order of the bands)."
@@ -176,28 +211,38 @@ def sed_figure(view: SourceView) -> Figure:
     axes = figure.add_axes(
         (0.12, 0.16, 0.85, 0.74), xlabel="wavelength (nm)" if known else "", ylabel="flux (scaled counts)"
     )
-    flux, error = band_values(view, "FLUX_{}_fit"), band_values(view, "FLUXERR_{}_fit")
-    axes.errorbar(
-        x,
-        flux,
-        np.where(np.isfinite(error), error, 0),
-        width / 2,
-        "o",
-        color=PALETTE.line,
-        ms=4,
-        lw=0,
-        elinewidth=1,
-        label="fit",
-    )
+    for rows, look in sed_looks(view):
+        flux, error = (view.facts[name].to_numpy(float)[rows] for name in ("flux", "error"))
+        shown = np.where(np.isfinite(error), error, 0)
+        axes.errorbar(x[rows], flux, shown, width[rows] / 2, ms=4, lw=0, elinewidth=1, **look)
     start = band_values(view, "FLUX_{}")
     if np.isfinite(start).any():
         axes.plot(x, start, "o", mfc="none", color=PALETTE.start, ms=7, label="start")
     axes.axhline(0, color=PALETTE.faint, lw=0.6)
     if not known:
         axes.set_xticks(x, bands, rotation=90 if len(bands) > 12 else 0)
-    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.01, 0.99))
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.99))
     axes.set_title(f"{view.values['ID']}: {view.values['stype_fit']}", fontsize=9, loc="left", y=1.0)
     return figure
+
+# %% ../../nbs/12_widgets/04_source.ipynb #worth_lines
+def worth_lines(view: SourceView) -> list[tuple[str, ...]]:
+    "Band, flux, microjansky, misfit, share of light left, whether it is reliable, what is wrong."
+    return [
+        (
+            band,
+            f"{number(row['flux'])} ± {number(row['error'], '{:.2g}')}",
+            f"{number(row['fnu'])} ± {number(row['fnu_error'], '{:.2g}')}",
+            number(row["misfit"], "{:.3f}"),
+            number(100 * row["left"], "{:.1f} %"),
+            "–" if pd.isna(row["reliable"]) else ("yes" if row["reliable"] else "no"),
+            reason(row["flags"]),
+        )
+        for band, row in view.facts.iterrows()
+    ]
+
+
+WORTH_HEAD = ("band", "flux", "µJy", "misfit", "light left", "reliable", "wrong")
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c024
 def montage(view: SourceView, half: int = 20) -> Sheet:
@@ -260,6 +305,7 @@ class SourceControls(Inspector):
     index: pd.DataFrame  # all sources of the run
     kinds: dict[str, np.ndarray]  # rows of the index by what `show` calls them
     chosen: SourceView | None
+    verdicts: pd.DataFrame | None  # of the final catalog, by ID
 
     def build(self) -> None:
         "Make the controls, and places for pictures and texts."
@@ -268,11 +314,12 @@ class SourceControls(Inspector):
         self.find = ipywidgets.Text(description="find ID", continuous_update=False)
         self.size = ipywidgets.IntSlider(20, 8, 40, description="half size", continuous_update=False)
         self.images, self.sed = Picture(), Picture()
-        self.fate, self.moves, self.neighbours = (ipywidgets.HTML() for _ in range(3))
+        self.fate, self.worth, self.moves, self.neighbours = (ipywidgets.HTML() for _ in range(4))
         self.views: dict[str, PatchView] = {}
         self.children = (
             self.message,
             row_of(ipywidgets.VBox([self.find, self.show, self.source, self.size]), self.sed, self.fate),
+            self.worth,
             self.images,
             row_of(self.moves, self.neighbours),
         )
@@ -294,7 +341,7 @@ class SourcePictures(SourceControls):
         remember(self.views, tag, self.views.get(tag) or read_patch(self.run, tag))
         if self.views[tag].note:
             self.say(self.views[tag].note, trouble=True)
-        return source_view(fate, self.views[tag], self.run.cfg.patch_run)
+        return source_view(fate, self.views[tag], self.run.cfg.patch_run, self.verdicts)
 
     def show_source(self, change=None) -> None:
         "Show another source."
@@ -305,6 +352,7 @@ class SourcePictures(SourceControls):
         flags = flags_of(view.patch.sources, view.patch.bands)[view.row] if view else ""
         self.fate.value = full_table_html(fate_lines(rows.iloc[0], flags)) if len(rows) else ""
         self.sed.show(sed_figure(view) if view else None)
+        self.worth.value = full_table_html(worth_lines(view), WORTH_HEAD) if view else ""
         moves = start_lines(view, view.patch.bands[0]) if view else None
         self.moves.value = full_table_html(moves, START_HEAD) if view else ""
         self.neighbours.value = full_table_html(neighbour_lines(view), NEIGHBOUR_HEAD) if view else ""
@@ -345,8 +393,8 @@ class SourceList(SourcePictures):
 class SourceInspector(SourceList):
     """Look at one source.
 
-    Controls: `show`, `source`, `find`, `size`. Pictures: `images`, `sed`. Texts: `fate`, `moves`,
-    `neighbours`. `source` as for `Inspector`.
+    Controls: `show`, `source`, `find`, `size`. Pictures: `images`, `sed`. Texts: `fate`, `worth`,
+    `moves`, `neighbours`. `source` as for `Inspector`.
     """
 
     def build(self) -> None:
@@ -367,6 +415,7 @@ class SourceInspector(SourceList):
         self.index = self.told(lambda: self.run.index)
         if self.patches is None or self.index is None or self.index.empty:
             return False
+        self.verdicts = self.told(read_verdicts, self.run.layout.final_catalog)
         self.kinds = kinds_of(self.index)
         options = [(f"{name} ({rows.sum()})", name) for name, rows in self.kinds.items()]
         choices(self.show, options, "fitted", self.list_sources)
