@@ -156,6 +156,14 @@ def test_a_zoom_beyond_the_frame_is_one_warning(made, place, caplog):
     ]
 
 
+def test_the_offsets_of_the_catalog_are_drawn_where_they_were_measured(made, place):
+    cfg, layout = place()
+    pictures.draw_offsets(made[1], cfg, layout)
+    assert names(layout.work_dir) == ["catalog_offsets.png"]
+    pictures.draw_offsets(replace(made[1], registration=None), cfg, layout)
+    assert names(layout.work_dir) == []
+
+
 def test_gaia_and_bright_mask_are_drawn_where_they_are(made, place):
     cfg, layout = place()
     pictures.draw_gaia(made[2], cfg, layout)

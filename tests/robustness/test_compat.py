@@ -14,6 +14,7 @@ from astropy.table import Table
 from tract7dt.core.columns import (
     BAND_COLUMNS,
     FINAL_COLUMNS,
+    GRADIENT_COLUMNS,
     MAG_COLUMNS,
     PATCH_COLUMNS,
     SOLUTION_COLUMNS,
@@ -155,7 +156,8 @@ def test_the_catalog_has_the_old_columns_and_only_declared_ones(folder, catalog)
     ]
     assert not set(expected) - set(catalog)
     users = list(pd.read_csv(folder / "catalog.csv", nrows=1).columns)
-    groups = (STATE_COLUMNS, PATCH_COLUMNS + SOLUTION_COLUMNS, BAND_COLUMNS, FINAL_COLUMNS, MAG_COLUMNS)
+    solution = PATCH_COLUMNS + SOLUTION_COLUMNS + GRADIENT_COLUMNS
+    groups = (STATE_COLUMNS, solution, BAND_COLUMNS, FINAL_COLUMNS, MAG_COLUMNS)
     declared = [column.name for group in groups for column in expand(group, BANDS)]
     assert [name for name in catalog if name in declared] == declared
     added = {"POS_ERR", *(f"FLUX_{band}" for band in BANDS)}

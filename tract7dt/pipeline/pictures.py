@@ -26,6 +26,7 @@ from ..epsf.model import BandPSF
 from ..epsf.patch_psf import mixture_stamp
 from ..epsf.tasks import band_pool, band_workers
 from ..inputs.band import Band
+from ..tile.registration import offsets_of
 from ..tile.stack import stack_strip
 from ..tile.tile import Tile
 from ..workdir.layout import CELL_PICTURES, Layout
@@ -36,6 +37,7 @@ from ..plots.calibration import zp_over_field, zp_vs_mag
 from ..plots.epsf import CellStamp, epsf_picture, epsf_sheet, gaussian_picture, growth_curve
 from tract7dt.plots.field import (
     bright_mask_overlay,
+    catalog_offsets,
     display_step,
     gaia_overlay,
     registration_sheet,
@@ -191,6 +193,17 @@ def draw_sky(tile: Tile, cfg: Config, layout: Layout) -> None:
     maps = {band.name: (band.sky, band.sky_sigma) for band in tile.bands if band.sky is not None}
     if maps:
         warn(draw(layout.sky_sheet, cfg.plotting.dpi, sky_sheet, maps, tile.shape))
+
+# %% ../../nbs/10_pipeline/04_pictures.ipynb #draw_offsets
+def draw_offsets(tile: Tile, cfg: Config, layout: Layout) -> None:
+    "Draw how the catalog lies on the images, where that was measured."
+    remove(layout.catalog_offsets)
+    found = tile.registration
+    if found is None or not len(found.values):
+        return
+    places, moves = offsets_of(found, tile.catalog["x_pix_white"], tile.catalog["y_pix_white"])
+    model = found.shift if found.applied else None
+    warn(draw(layout.catalog_offsets, cfg.plotting.dpi, catalog_offsets, places, moves, model, tile.shape))
 
 # %% ../../nbs/10_pipeline/04_pictures.ipynb #c011z
 def draw_zoom(tile: Tile, cfg: Config, layout: Layout) -> str:

@@ -113,6 +113,7 @@ def prepare_tile(cfg: Config, layout: Layout) -> Tile:
         write_wcs(tile, layout)
         write_skies(tile, layout)
         write_noise(tile, layout)
+    draw("the offset of the catalog", pictures.draw_offsets, tile, cfg, layout)
     layout.augmented_catalog(cfg.inputs.input_catalog).unlink(missing_ok=True)
     if cfg.zp.enabled:
         with stage("augment", log):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_RANGE', 'SKY_COLUMNS', 'SKY_INCHES', 'ARROW_SHARE', 'LEAST_ARROW', 'ARROW_GRID', 'ARROW_COLUMNS',
            'ARROW_INCHES', 'display_step', 'white_before_crop', 'white_after_crop', 'white_overlay', 'gaia_overlay',
-           'bright_mask_overlay', 'sky_sheet', 'Arrows', 'arrow_sheet', 'registration_sheet']
+           'bright_mask_overlay', 'sky_sheet', 'Arrows', 'arrow_sheet', 'registration_sheet', 'catalog_offsets']
 
 # %% ../../nbs/09_plots/04_field.ipynb #imports
 from collections.abc import Callable
@@ -540,3 +540,17 @@ def registration_sheet(found) -> Figure:
         model = None if band.offset is None else band.offset.at
         panels.append(Arrows(x, y, moves, model, f"{name}: {what}, {band.nstars} stars"))
     return arrow_sheet(panels, found.shape)
+
+# %% ../../nbs/09_plots/04_field.ipynb #arrow6
+def catalog_offsets(
+    places: np.ndarray,  # of bright sources, pixels [N, 2]
+    moves: np.ndarray,  # from their rows as given to them [N, 2], pixels
+    model: Callable | None,  # gives the offset that was taken out [2, ...] at places x, y; None: none was
+    shape: tuple[int, int],  # rows, columns of the frame
+) -> Figure:
+    "How bright sources of the images lie against the rows of the catalog, and what was taken out."
+    what = "nothing moved" if model is None else "rows moved by the grey arrows"
+    arrows = Arrows(*places.T, moves, model, f"{len(places)} bright sources: {what}")
+    figure = arrow_sheet([arrows], shape)
+    figure.set_size_inches(2 * ARROW_INCHES, 2 * ARROW_INCHES * shape[0] / shape[1] + 0.6)
+    return figure

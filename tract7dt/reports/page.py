@@ -239,6 +239,9 @@ def sky_section(run: FinishedRun) -> str:
     "The table, where the catalog lies, and the maps of the sky."
     rows, offset = sky_rows(run), tile_notes(run).get("registration")
     told = "" if offset is None else paragraph(f"Catalog against images: {offset}.")
+    if run.layout.catalog_offsets.exists():
+        caption = "Bright sources against their rows in the catalog (blue), and what was taken out (grey)"
+        told += photo_html(run.layout.catalog_offsets, caption)
     if rows.empty or rows.shape[1] == 1:
         return told or paragraph("Nothing of sky and noise was measured.")
     picture = photo_html(run.layout.sky_sheet, "Sky of each band around its median")

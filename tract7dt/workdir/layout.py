@@ -246,6 +246,11 @@ class TilePictures(Folders):
         "Picture of the sky of all bands as it was taken off."
         return self.work_dir / "sky" / "sky.png"
 
+    @file("work_dir", made_by="build-patches")
+    def catalog_offsets(self) -> Path:
+        "Picture of how the catalog lies on bright sources of the images."
+        return self.work_dir / "tile" / "catalog_offsets.png"
+
     @file("cropped_images_dir", made_by="build-patches")
     def white_before_crop(self) -> Path:
         "Picture of the white stack with the frame that the crop leaves."
