@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 import sep
+from scipy.linalg import block_diag
 
 from ..core.geometry import Box, cell_index, make_cells
 from .band_fit import BandFit, BandStars, core_fields, fit_band
-from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf, empty_stars
+from .model import NOTHING_FOUND, SHAPE_SCATTER, BandPSF, Saturation, analytic_psf, empty_stars
+from .neighbours import settle
 from .patch_psf import header_fwhm
 from .photutils_builder import with_stacks
 from .saturation import find_saturation, marked, saturation_words
@@ -27,9 +29,17 @@ from tract7dt.epsf.selection import (
     neighbours_of,
     survey_band,
 )
-from .solve import MIN_STARS, fit_core, start_values
+from tract7dt.epsf.solve import (
+    MIN_STARS,
+    core_equations,
+    core_prior,
+    fit_core,
+    spread,
+    star_weights,
+    start_values,
+)
 from .source_list import BandFrame, SourceList, background_mesh, inside_frame
-from .star_fit import StarStamps, StarState, start_state
+from .star_fit import StarStamps, StarState, information, start_state
 from .width import MAX_WIDTHS, card_disagrees, card_words, measured_width, widths_of
 from ..fit.engine import fit as fit_sources
 from ..fit.problem import BandData, FitProblem, Kind, PixelPSF, Sources
@@ -233,6 +243,36 @@ def stars_in(
     found = still_saturated(band, frame, sources, flux, psf, rows, NOTHING_FOUND)
     return StarsSeen(fwhm, found, len(rows), psf.stars)
 
+# %% ../../nbs/05_epsf/11_band_task.ipynb #few2
+FITTED_ERROR = 0.01  # of a flux, relative, by what no core can follow
+FITTED_PROFILE = 0.05  # and of the profile, over the light of a star in a pixel
+
+
+def few_words(nstars: int, fwhm: float) -> str:
+    "The line about a band with too few stars for a model."
+    return (
+        f"{nstars} stars, {MIN_STARS} are needed: analytic PSF of FWHM {fwhm:.2f} pix"
+        f"{', fitted to what there is' if nstars else ''}, fluxes of this band are not reliable"
+    )
+
+
+def few_star_psf(survey: BandSurvey, shape, ngrid: int, stars: BandStars) -> BandPSF:
+    "An analytic PSF whose core is that of one or two stars; as wide as measured where it cannot be fitted."
+    plain, terms = analytic_psf(survey.band, shape, ngrid, survey.fwhm_pix), np.ones((len(stars), 1))
+    start = start_values(header_core(survey.fwhm_pix), 1)
+    state = start_state(stars.stamps, stars.flux, stars.neighbours.columns)
+    state, stamps, around = settle(stars.stamps, stars.neighbours, spread(terms) @ start, None, 1.0, state)
+    core = fit_core(stamps, terms, start, state, around)
+    info = information(stamps, core.theta(terms), None, 1.0, core.state, around)
+    if not (core.settled and np.isfinite(info.chi2).all()):
+        return plain
+    matrix, _ = core_equations(star_weights(info.chi2), spread(terms), info)
+    cov = np.linalg.inv(matrix + np.diag(core_prior(1)[1]))
+    cov[:3, :3] += SHAPE_SCATTER / len(stars)
+    known = core_fields(core) | {"coef_cov": block_diag(cov, FITTED_ERROR**2)}
+    errors = {"profile_error": FITTED_PROFILE, "shape_scatter": SHAPE_SCATTER.copy()}
+    return replace(plain, **known, **errors, nstars=len(stars))
+
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(
     band: Band,  # is read again
@@ -243,21 +283,16 @@ def fit_task(
     verdict: Verdict,  # who is a star, by all bands
     saturation: Saturation = NOTHING_FOUND,  # what is known of it besides the card
 ) -> BandPSF:
-    "Fit the PSF of a band to its stars; with fewer than three an analytic one of its width stands in."
+    "Fit the PSF of a band to its stars; with fewer than three an analytic one stands in."
     cell = cell_index(shape, settings.epsf_ngrid, sources.x, sources.y)
     reason = final_reasons(survey, verdict, cell, settings.max_stars)
     rows = np.flatnonzero(reason == "")
     told = tuple(filter(None, (survey.card, verdict.odd.get(survey.band))))
     table = listed_stars(survey, sources, reason, verdict, shape, settings.epsf_ngrid)
-    if len(rows) < MIN_STARS:
-        text = (
-            f"{len(rows)} stars, {MIN_STARS} are needed: analytic PSF of FWHM {survey.fwhm_pix:.2f} pix, "
-            "fluxes of this band are not reliable"
-        )
-        told += saturation_told(band, saturation) + (text,)
+    if not len(rows):
         facts = survey.band, shape, settings.epsf_ngrid, survey.fwhm_pix
-        psf = replace(analytic_psf(*facts, few_stars(table), told), saturation=saturation)
-        return found_places(psf, rows, read_pixels(band, settings).frame, settings) if len(rows) else psf
+        notes = told + saturation_told(band, saturation) + (few_words(0, survey.fwhm_pix),)
+        return replace(analytic_psf(*facts, few_stars(table), notes), saturation=saturation)
     frame = read_pixels(band, settings).frame
     stamps = marked(frame, saturation).stamps(
         sources.x[rows], sources.y[rows], rows, settings.cutout_size // 2
@@ -265,6 +300,11 @@ def fit_task(
     stars = BandStars(
         stamps, neighbours_of(survey, sources, rows, stamps.half), survey.flux[rows], survey.snr[rows]
     )
+    if len(rows) < MIN_STARS:
+        psf = few_star_psf(survey, shape, settings.epsf_ngrid, stars)
+        notes = told + saturation_told(band, saturation) + (few_words(len(rows), psf.fwhm(0, 0)),)
+        psf = replace(psf, stars=few_stars(table), warnings=notes, saturation=saturation)
+        return found_places(psf, rows, frame, settings)
     fit = fit_band(
         survey.band, shape, settings.epsf_ngrid, stars, header_core(survey.fwhm_pix), settings.oversamp
     )

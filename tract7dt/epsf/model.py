@@ -205,12 +205,15 @@ class BandErrors(BandCores):
             np.kron(np.eye(3), polynomial_terms(x, y, self.shape, self.degree)), np.eye(3, shared)
         )
         prior = local @ self.coef_cov @ local.T
-        prior[:3, :3] += np.eye(3) * (self.tau**2 + self.left_open(x, y))
-        stepped = block_diag(np.diag(self.step_at(x, y) ** 2), np.zeros((3, 3)))
-        if not self.has_offset(x, y, min_nstars):
-            return prior + stepped
-        info = block_diag(self.cell_info[self.cell(x, y)], np.zeros((3, 3)))
-        return prior @ np.linalg.inv(np.eye(6) + info @ prior) + stepped
+        prior[:3, :3] += np.eye(3) * self.left_open(x, y) + np.diag(self.step_at(x, y) ** 2)
+        prior[:3, :3] += self.offset_covariance(x, y, min_nstars)
+        return prior
+
+    def offset_covariance(self, x: float, y: float, min_nstars: int = 0) -> np.ndarray:
+        "Covariance [3, 3] of the offset of the cell at a place, that of all offsets where it has none."
+        if self.tau == 0 or not self.has_offset(x, y, min_nstars):
+            return np.eye(3) * self.tau**2
+        return np.linalg.inv(self.cell_info[self.cell(x, y)] + np.eye(3) / self.tau**2)
 
     def step_at(self, x: float, y: float) -> np.ndarray:
         "By how much ln FWHM, e1 and e2 [3] of the stars in the boxes of `steps` around a place differ."

@@ -318,6 +318,21 @@ def registered(answer: PatchPSF, model: BandPSF) -> PatchPSF:
     known = model.registration
     return replace(answer, offset=known.offset, error=replace(answer.error, position=known.scatter))
 
+# %% ../../nbs/05_epsf/12_patch_psf.ipynb #few2
+def fitted_core(
+    answer: PatchPSF,  # analytic
+    model: BandPSF,  # of one or two stars
+    x: float,  # position in the working frame, pix
+    y: float,  # pix
+    cfg,  # section `moffat_psf`
+) -> PatchPSF:
+    "The analytic PSF with the core of stars, where its form is a Moffat function, and with their errors."
+    theta = model.theta(x, y)
+    if answer.form == "moffat":
+        size = 2 * int(np.ceil(cfg.moffat_psf.radius_pix)) + 1
+        answer = replace(answer, stamp=model.evaluated(theta, size, answer.oversamp))
+    return with_error(replace(answer, eps_pred=model.eps_pred(x, y)), model, theta)
+
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017d
 def psf_of_model(
     model: BandPSF | None,  # None: the band has none
@@ -337,6 +352,7 @@ def psf_of_model(
     if model.source == "analytic":
         found = stars_found(model)
         answer = analytic_answer(cfg, model.fwhm(x, y), path, low_star_reason(found, least))
+        answer = fitted_core(answer, model, x, y, cfg) if model.nstars else answer
         return registered(replace(answer, nstars_used=found, saturation=model.saturation), model)
     if cfg.epsf.evaluate_at == "cell" or cfg.patch_run.psf_model == "gaussian_mixture_from_stamp":
         (x, y), reach = cell_centre(model, cell_tag), None

@@ -39,7 +39,7 @@ from tract7dt.epsf.star_fit import (
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c006
 MIN_STARS = 3  # of a band, for a model
-LADDER = ((18, 2), (5, 1), (MIN_STARS, 0))  # least number of stars and the degree that they afford
+LADDER = ((5, 2), (MIN_STARS, 0))  # least number of stars and the degree that they afford
 
 
 def degree_for(nstars: int) -> int | None:
@@ -47,7 +47,9 @@ def degree_for(nstars: int) -> int | None:
     return next((degree for least, degree in LADDER if nstars >= least), None)
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c009
-RIDGES = tuple(np.repeat(RIDGES_BY_DEGREE[1:], (2, 3)))  # 1-sigma priors of the terms above the constant
+RIDGES = RIDGES_BY_DEGREE[1:]  # 1-sigma priors of the linear and the quadratic terms
+MANY_STARS = 18  # from so many on the widths of these priors are not asked for
+RIDGES_TRIED = [(a, b) for a in (0.01, 0.03, 0.08) for b in (0.005, 0.01, 0.02, 0.04, 0.08) if b <= 2 * a]
 ELLIPTICITY_PRIOR = 0.3  # 1-sigma prior of the constant term of e1 and e2, around 0
 LNB_PRIOR = (0.9, 0.5)  # mean and 1-sigma width of the prior of ln(beta - 1)
 WIDE_PRIOR = (0.04, 0.06)  # mean and 1-sigma width of the prior of the wide part's share
@@ -78,9 +80,10 @@ class CoreFit:
         return np.concatenate([terms @ self.coef.T, rest], axis=1)
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c009a
-def core_prior(terms: int):
+def core_prior(terms: int, ridges=RIDGES):
     "Mean and inverse variance of the coefficients (parameter by parameter), exponent and wings."
-    ridge = np.append(0.0, np.power(RIDGES[: terms - 1], -2.0))
+    widths = np.repeat(ridges, (2, 3))[: terms - 1]
+    ridge = np.append(0.0, np.power(widths, -2.0))
     round_ridge = ridge.copy()
     round_ridge[0] = ELLIPTICITY_PRIOR**-2.0
     mean = np.zeros(3 * terms + 2)
@@ -97,6 +100,37 @@ def spread(terms):
         matrix[:, i, i * count : (i + 1) * count] = terms
     matrix[:, 3, -2] = matrix[:, 4, -1] = 1.0
     return matrix
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c009e
+def prior_evidence(
+    matrix,  # of the stars' normal equations, without priors [q, q]
+    vector,  # [q], about `values`
+    values,  # parameters so far [q]
+    prior,  # mean and inverse variance of the parameters, as `core_prior` gives them
+) -> float:
+    "Ln of the marginal likelihood of a prior but for a constant."
+    mean, precision = prior
+    right = vector + matrix @ (values - mean)
+    whole = matrix + np.diag(precision)
+    known = precision > 0
+    return 0.5 * (
+        right @ np.linalg.solve(whole, right) - np.linalg.slogdet(whole)[1] + np.log(precision[known]).sum()
+    )
+
+
+def ridges_of(
+    matrix,  # of the stars' normal equations, without priors [q, q]
+    vector,  # [q], about `values`
+    values,  # parameters so far [q]
+    nstars: int,  # that they are made of
+):
+    "Widths of the priors of linear and quadratic terms that few stars ask for."
+    terms = (len(values) - 2) // 3
+    if terms < 6 or nstars >= MANY_STARS:
+        return RIDGES
+    return max(
+        RIDGES_TRIED, key=lambda ridges: prior_evidence(matrix, vector, values, core_prior(terms, ridges))
+    )
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c009b
 def star_weights(chi2):
@@ -183,7 +217,8 @@ def left_out(
     across = np.swapaxes(jacobians, 1, 2)
     own = weight[:, None, None] * (across @ info.h @ jacobians)
     score = weight[:, None, None] * (across @ info.g[..., None])
-    return -np.linalg.solve(matrix - own, score)[..., 0]
+    held = 1e-9 * np.diag(np.diag(matrix))  # one star alone: nothing holds its width
+    return -np.linalg.solve(matrix - own + held, score)[..., 0]
 
 
 def jackknife(moves):
@@ -200,6 +235,12 @@ def prior_share(
     half = np.linalg.solve(matrix, np.diag(np.sqrt(precision)))
     return half @ half.T
 
+# %% ../../nbs/05_epsf/04_solve.ipynb #c010j2
+def core_equations(weight, jacobians, info: Information):
+    "Normal equations [q, q], [q] of the band's parameters by stars of a `weight` [N], without priors."
+    matrix = np.einsum("n,nia,nij,njb->ab", weight, jacobians, info.h, jacobians, optimize=True)
+    return matrix, np.einsum("n,nia,ni->a", weight, jacobians, info.g, optimize=True)
+
 # %% ../../nbs/05_epsf/04_solve.ipynb #c010
 def fit_core(
     stamps: StarStamps,  # of N stars
@@ -210,18 +251,16 @@ def fit_core(
     iterations: int = 12,  # Gauss-Newton steps, at most
 ) -> CoreFit:
     "Fit the core's variation over the frame, its exponent and its wings to all stars."
-    jacobians, (mean, precision) = spread(terms), core_prior(terms.shape[1])
+    jacobians = spread(terms)
     listed = stamps.x - stamps.column, stamps.y - stamps.row
-    values, damp, before = np.array(start, float), 1.0, None
+    values, damp, before, prior = np.array(start, float), 1.0, None, None
     for _ in range(iterations):
         info = information(stamps, jacobians @ values, None, 1.0, state, around)
         weight = star_weights(info.chi2)
-        matrix = np.einsum(
-            "n,nia,nij,njb->ab", weight, jacobians, info.h, jacobians, optimize=True
-        ) + np.diag(precision)
-        vector = np.einsum("n,nia,ni->a", weight, jacobians, info.g, optimize=True) + precision * (
-            mean - values
-        )
+        matrix, vector = core_equations(weight, jacobians, info)
+        prior = prior or core_prior(terms.shape[1], ridges_of(matrix, vector, values, len(stamps)))
+        mean, precision = prior
+        matrix, vector = matrix + np.diag(precision), vector + precision * (mean - values)
         whole = bounded_step(matrix, vector, values)
         damp = damp if before is None else damping(damp, before, whole, matrix)
         before, change = whole, damp * whole

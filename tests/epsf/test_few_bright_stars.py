@@ -1,0 +1,73 @@
+"""Few stars: a PSF that varies more than they could tell a rigid model, and bands of one or two stars."""
+
+from types import SimpleNamespace
+
+import galsim
+import numpy as np
+import pytest
+from epsf_scene import FRAME, START, aligned_truth, flux_error, image, isolated_stars, moved_to, together
+
+from tract7dt.epsf.band_fit import fit_band
+from tract7dt.epsf.band_task import few_star_psf
+from tract7dt.epsf.model import analytic_psf, polynomial_terms
+from tract7dt.epsf.neighbours import find_neighbours
+
+pytestmark = pytest.mark.xdist_group("epsf")
+LINEAR, QUADRATIC = 0.05, 0.04  # of the variation of ln FWHM from the middle to the edge
+
+
+def star_at(numbers):
+    lnf, e1, e2 = numbers
+    light = galsim.Moffat(beta=3.3, fwhm=3.5 * np.exp(lnf)).shear(e1=e1, e2=e2)
+    return galsim.Convolve(light, galsim.Pixel(1.0))
+
+
+def errors_of_twelve(seed):
+    "True and predicted flux errors at twenty places of a band of twelve stars."
+    rng = np.random.default_rng(seed)
+    sizes = np.outer([1, 0.5, 0.5], [0, LINEAR, LINEAR, QUADRATIC, QUADRATIC, QUADRATIC])
+    coef = sizes * rng.normal(size=(3, 6))
+    column, row = rng.integers(30, 970, (2, 12))
+    snr = 10 ** rng.uniform(1.8, 2.8, 12)
+    numbers = polynomial_terms(column, row, FRAME, 2) @ coef.T
+    parts = [isolated_stars(star_at(one), [s], [seed, k]) for k, (one, s) in enumerate(zip(numbers, snr))]
+    stars = together([moved_to(part, column[[k]], row[[k]]) for k, part in enumerate(parts)])
+    psf = fit_band("m500", FRAME, 2, stars, START).psf
+    places = rng.integers(30, 970, (20, 2))
+    truth = [image(star_at(polynomial_terms(x, y, FRAME, 2) @ coef.T)) for x, y in places]
+    true = [flux_error(psf.stamp(x, y), one) for (x, y), one in zip(places, truth)]
+    return np.array(true), np.array([psf.eps_pred(x, y) for x, y in places])
+
+
+def test_twelve_stars_of_a_varying_psf():
+    "With a polynomial of degree 1 errors were 2 %, predicted was half of that."
+    true, predicted = np.concatenate([errors_of_twelve(seed) for seed in range(4)], axis=1)
+    assert np.sqrt(np.mean(true**2)) < 0.02
+    assert 1 / 1.5 < np.sqrt(np.mean((true / predicted) ** 2)) < 1.5
+
+
+@pytest.mark.parametrize("count, allowed", [(1, 0.04), (2, 0.03)])
+def test_one_or_two_stars_make_the_analytic_psf(count, allowed):
+    "Better than a width that is off by 10 %, and the predicted error is honest."
+    truth, rows = galsim.Convolve(galsim.Moffat(beta=2.6, fwhm=3.2), galsim.Pixel(1.0)), []
+    for seed in range(3):
+        stars = isolated_stars(truth, np.full(count, 100.0), [seed, count])
+        survey = SimpleNamespace(band="m500", fwhm_pix=3.8)
+        psf, plain = few_star_psf(survey, FRAME, 1, stars), analytic_psf("m500", FRAME, 1, 3.8)
+        assert (psf.source, psf.nstars) == ("analytic", count)
+        own, other = (
+            flux_error(stamp, aligned_truth(stamp, truth))
+            for stamp in (p.stamp(500, 500) for p in (psf, plain))
+        )
+        rows.append((own, other, psf.eps_pred(500, 500)))
+    own, other, predicted = np.array(rows).T
+    assert np.sqrt(np.mean(own**2)) < allowed < 0.5 * np.sqrt(np.mean(other**2))
+    assert 0.2 < np.sqrt(np.mean((own / predicted) ** 2)) < 1.8
+
+
+def test_what_is_seen_beside_a_very_bright_star_is_its_neighbour():
+    "A thousandth of the star's flux changes its core by nothing, and doubles its wings where it lies."
+    x, flux, snr = np.array([0.0, 12, 20]), np.array([1e6, 1e3, 30]), np.array([5e3, 30, 1.0])
+    near = find_neighbours(x, np.zeros(3), np.zeros(3), flux, np.array([0]), snr=snr)
+    assert near.dx[near.present].tolist() == [12.0]
+    assert not find_neighbours(x, np.zeros(3), np.zeros(3), flux, np.array([0])).present.any()
