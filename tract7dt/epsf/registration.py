@@ -219,7 +219,8 @@ def typical(residual) -> float:
 
 def held_out_scatters(places: StarPlaces, shape: tuple[int, int], counts) -> np.ndarray:
     "Scatter (pix) of the bands against the others, by offsets that the other stars gave, [B]."
-    fold, found = np.random.default_rng(1).permutation(len(places.x)) % FOLDS, [[] for _ in counts]
+    fold = np.random.default_rng(1).permutation(len(places.x)) % FOLDS
+    found: list[list] = [[] for _ in counts]
     for left in (fold == k for k in range(FOLDS)):
         coef, rest = solve_offsets(places.take(~left), shape, counts), places.take(left)
         terms = all_terms(rest.x, rest.y, shape)

@@ -119,13 +119,13 @@ FLAGS = (
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c008
-def _flags_of(table) -> Any:
+def _flags_of(table, name: str) -> Any:
     "Flags with a bit for each row of a table: more than a type checker can read."
     members = {info.name.upper(): 1 << bit for bit, info in enumerate(table)}
-    return IntFlag("FitFlag", members, module=__name__)
+    return IntFlag(name, members, module=__name__)
 
 
-FitFlag = _flags_of(FLAGS)
+FitFlag = _flags_of(FLAGS, "FitFlag")
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c011
 def describe_flags(flags: int) -> str:
@@ -171,7 +171,7 @@ BAND_FLAGS = (
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #bandflags2
-BandFlag: Any = IntFlag("BandFlag", {info.name.upper(): 1 << bit for bit, info in enumerate(BAND_FLAGS)})
+BandFlag = _flags_of(BAND_FLAGS, "BandFlag")
 
 
 def describe_band_flags(flags: int) -> str:

@@ -147,8 +147,8 @@ class Pixels(PSFTransforms, SkyProducts, WeightedFrame):
         "Gather the bands of a problem."
         weight = np.sqrt(np.stack([band.invvar for band in problem.bands]))
         target = np.stack([band.image for band in problem.bands]) * weight
-        psfs, prior = zip(*((band.psf, band.sky_prior) for band in problem.bands))
-        prior, ratio = np.array(prior, float), problem.log_wavelength
+        psfs = tuple(band.psf for band in problem.bands)
+        prior, ratio = np.array([band.sky_prior for band in problem.bands], float), problem.log_wavelength
         offsets = tuple(band.offset for band in problem.bands)
         return cls(target, weight, psfs, {}, problem.options.profiles, prior, ratio, offsets)
 

@@ -49,7 +49,7 @@ class Worth:
         return replace(self, **{name: getattr(self, name) * unit for name in FLUXES})
 
 # %% ../../nbs/06_fit/15_worth.ipynb #worth2
-FLUXES = ("apflux", "apflux_resid", "apflux_err", "wide_flux", "wide_resid", "wide_err")
+FLUXES: tuple[str, ...] = ("apflux", "apflux_resid", "apflux_err", "wide_flux", "wide_resid", "wide_err")
 FLUXES += ("sky_effect", "unmodelled")
 
 
@@ -202,7 +202,8 @@ def _aperture(
     variance = np.sum(inside / np.where(inside, info, 1), axis=(1, 2))
     error = np.hypot(factor * np.sqrt(variance), FLOOR * light)
     seen = inside.any(axis=(1, 2))
-    return tuple(np.where(seen, values, np.nan) for values in (light, left, error))
+    light, left, error = (np.where(seen, values, np.nan) for values in (light, left, error))
+    return light, left, error
 
 
 CLIP, ROUNDS = 3.0, 2  # of the clipped median: in its own sigma, how often
@@ -246,7 +247,15 @@ def _one_source(
     return dict(zip(MEASURED, (misfit, sigma, *inner, *outer, sky)))
 
 
-MEASURED = ("misfit", "misfit_sigma", "apflux", "apflux_resid", "apflux_err", "wide_flux", "wide_resid")
+MEASURED: tuple[str, ...] = (
+    "misfit",
+    "misfit_sigma",
+    "apflux",
+    "apflux_resid",
+    "apflux_err",
+    "wide_flux",
+    "wide_resid",
+)
 MEASURED += ("wide_err", "sky")
 
 # %% ../../nbs/06_fit/15_worth.ipynb #peak
