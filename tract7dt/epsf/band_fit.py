@@ -454,8 +454,8 @@ def free_rounds(
     modes, grid, amplitude = free_modes(width, half), None, 0.0
     for step in range(FREE_ROUNDS):
         state = refit(stamps, thetas, grid, 1.0, state, around) if step else state
-        equations = residual_equations(stamps, thetas, grid, 1.0, state, around, modes, half)
-        amplitude, coefficients = best_by_evidence(*(part[None] for part in equations), FREE_AMPLITUDES)
+        matrix, vector = residual_equations(stamps, thetas, grid, 1.0, state, around, modes, half)
+        amplitude, coefficients = best_by_evidence(matrix[None], vector[None], FREE_AMPLITUDES)
         grid = np.tensordot(coefficients[0], modes, axes=1)
     coef, cov = np.array([[theta[LNF]], [0.0], [0.0]]), np.eye(5) * FREE_ERROR**2
     return replace(core, coef=coef, ln_beta=FREE_LNB, wide=0.0, cov=cov), grid, amplitude

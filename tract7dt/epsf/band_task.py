@@ -436,7 +436,7 @@ def places_by_stamps(
             stamps.gain,
         )
         start = x - stamps.column[k] + half, y - stamps.row[k] + half
-        found = fit_sources(FitProblem((band,), Sources([Kind.STAR], *start)))
+        found = fit_sources(FitProblem((band,), Sources(np.array([Kind.STAR]), *start)))
         if found.converged[0]:
             table.loc[row, "x_fit"] = found.x[0] - half + stamps.column[k]
             table.loc[row, "y_fit"] = found.y[0] - half + stamps.row[k]

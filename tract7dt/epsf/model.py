@@ -134,7 +134,7 @@ class BandCells(BandModel):
 
     def cell(self, x: float, y: float) -> int:
         "Index of the cell that holds a position."
-        return int(cell_index(self.shape, self.ngrid, [x], [y])[0])
+        return int(cell_index(self.shape, self.ngrid, np.array([x]), np.array([y]))[0])
 
     def has_offset(self, x: float, y: float, min_nstars: int = 0) -> bool:
         "Whether the cell at a position has stars enough, and so an offset of its own."
@@ -444,7 +444,7 @@ HEADER_CARDS = {  # numbers of the model and their keywords
     "rejected_fraction": "REJFRAC",
 }
 ERROR_CARDS = {  # errors of single stars and their keywords; models of older versions have none
-    "profile_error": "PROFERR",
+    "profile_error": "PROFERR"
 }
 IMAGES = ("coef_cov", "residual", "fixed")  # arrays of the model that become image extensions
 ERROR_IMAGES = ("shape_scatter",)  # the same of errors of single stars

@@ -238,7 +238,7 @@ def find_steps(
     shape: tuple[int, int],  # rows, columns of the frame
 ) -> np.ndarray:
     "Boxes in which the PSF differs from that around, the clearest first, as rows [K, 8] of `STEP_COLUMNS`."
-    steps = []
+    steps: list[np.ndarray] = []
     while len(steps) < MOST_STEPS and len(x) >= 2 * STEP_STARS:
         weight = inverse_scatter(change, cov)
         step = best_box(x, y, change, weight, shape)

@@ -92,8 +92,8 @@ def add_source(
     if window.empty:
         return
     grid, cube = pixels.cube(footprint.period, source.begin)
-    how = dict(profiles=pixels.profiles, log_wavelength=pixels.log_wavelength)
-    light = render_stack(source.kind, source.theta, window, grid, cube, **how)
+    how = (), None, pixels.profiles, pixels.log_wavelength
+    light = render_stack(source.kind, source.theta, window, grid, cube, *how)
     image[window.within(frame)] += source.flux[:, None, None] * light[:, 0]
 
 # %% ../../nbs/06_fit/18_model.ipynb #c010d

@@ -51,7 +51,7 @@ def notable(problem: FitProblem, outcome: Outcome) -> np.ndarray:
     signal[i[i == j]] = np.abs(state.flux[i[i == j]]) * np.sqrt(state.gram[i == j, :, 0, 0])
     errors = [band.psf_error for band in problem.bands]
     size = [0.0 if e.shape is None or e.slopes is None else np.sqrt(np.trace(e.shape)) for e in errors]
-    return (signal * np.hypot(size, [e.position / LENGTH for e in errors]) > NOTICED).any(axis=1)
+    return np.any(signal * np.hypot(size, [e.position / LENGTH for e in errors]) > NOTICED, axis=1)
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #cube
 SMALL, LARGE = MIN_HALF, 20  # half sizes of the squares on which errors are drawn, pixels
@@ -61,7 +61,7 @@ def error_cube(errors, pixels: Pixels, half: int) -> tuple[FrequencyGrid, np.nda
     "Frequency grid and transforms [K, 3 B, U] of errors of shape for squares of a half size; made once."
     if ("errors", half) not in pixels.cubes:
         grid = full_grid(period_for(STAR, np.zeros(6), half, pixels.psf_radius))
-        pixels.cubes["errors", half] = grid, shape_cube(errors, pixels.psfs, grid)
+        pixels.cubes["errors", half] = grid, shape_cube(errors, list(pixels.psfs), grid)
     return pixels.cubes["errors", half]
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #pertb
@@ -85,17 +85,18 @@ def errors_of_source(
         if moves is not None:
             shapes = cube_moved(shapes, grid, np.tile(moves, SHAPES))
         tiled, ratios = np.tile(weight, (SHAPES, 1, 1)), None if ratio is None else np.tile(ratio, SHAPES)
-        how = pixels.profiles, ratios
-        found = render_stack(kind, state.theta[s], window, grid, shapes, (), tiled, *how)[:, 0]
+        found = render_stack(kind, state.theta[s], window, grid, shapes, (), tiled, pixels.profiles, ratios)[
+            :, 0
+        ]
         out[:, :SHAPES] = found.reshape(SHAPES, len(weight), *found.shape[1:]).swapaxes(0, 1)
     shift = np.array([error.position for error in errors], np.float32)
     if shift.any():
         if plan.free[s, [X, Y]].all():
             slopes = state.stacks[s][:, 1:3][window.within(footprint.window)]
         else:
-            cube = pixels.cube(footprint.period, plan.begin[s])
+            grid, cube = pixels.cube(footprint.period, plan.begin[s])
             how = (X, Y), weight, pixels.profiles, ratio
-            slopes = render_stack(kind, state.theta[s], window, *cube, *how)[:, 1:3]
+            slopes = render_stack(kind, state.theta[s], window, grid, cube, *how)[:, 1:3]
         out[:, SHAPES:] = slopes * shift[:, None, None, None]
     return window, out * state.flux[s].astype(np.float32)[:, None, None, None]
 

@@ -341,8 +341,8 @@ def full_template(
     kind = int(plan.kind[s])
     period = period_for(kind, theta[s], footprint.half, plan.pixels.psf_radius)
     grid, cube = plan.pixels.cube(period, plan.begin[s])
-    how = dict(profiles=plan.pixels.profiles, log_wavelength=plan.pixels.log_wavelength)
-    return window, render_stack(kind, theta[s], window, grid, cube, **how)[:, 0]
+    how = (), None, plan.pixels.profiles, plan.pixels.log_wavelength
+    return window, render_stack(kind, theta[s], window, grid, cube, *how)[:, 0]
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c022
 def _ratio(top, bottom):

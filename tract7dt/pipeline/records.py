@@ -183,7 +183,8 @@ class Result(Card, ResultFields):
 @card_of.register
 def result_card(result: Result) -> CardContent:
     "What was made; the table are the zero points or, before there are any, the ePSFs by band."
-    rows, head = (), ()
+    rows: list[tuple] = []
+    head: tuple[str, ...] = ()
     if result.zero_points is not None:
         zeros = result.zero_points.bands.values()
         rows = [(z.band, f"{z.zp:.4f} ± {z.zp_err:.4f}", z.n_used) for z in zeros]

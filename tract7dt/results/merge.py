@@ -215,7 +215,7 @@ def add_verdicts(table: pd.DataFrame, bands) -> pd.DataFrame:
     flags, own, bits = final_flags(table), with_own_psf(table, bands), all_band_bits(table, bands)
     seen, clean = (bits & int(BandFlag.NO_DATA)) == 0, bits == 0
     negative = (bits & int(BandFlag.NEGATIVE_FLUX)) != 0
-    good = is_reliable(flags)[:, None] & clean
+    good = np.asarray(is_reliable(flags))[:, None] & clean
     flags = flags | psf_flags(seen, own) | negative_flags(seen, own, negative) | few_flags(seen, clean)
     columns = verdicts_in_bands(bands, bits, good)
     return table.assign(excluded_reason=final_reasons(table, flags), **verdict(flags), **columns)

@@ -257,7 +257,7 @@ def source_lines(view: PatchView, row: int) -> list[tuple[str, ...]]:
     return lines
 
 
-SOURCE_HEAD = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
+SOURCE_HEAD: tuple[str, ...] = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
 SOURCE_HEAD += ("misfit", "light left", "wrong")
 
 # %% ../../nbs/12_widgets/03_patch.ipynb #c021m

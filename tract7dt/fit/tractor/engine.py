@@ -291,13 +291,14 @@ def own_models(scene: Scene, solved: Solved) -> list:
     out = [None if w.empty else (w, np.zeros((bands, *w.shape), np.float32)) for w in windows]
     for b in range(bands):
         for k, wide in enumerate(wide_templates(scene, b)):
-            if wide is None or out[k] is None:
+            own = out[k]
+            if wide is None or own is None:
                 continue
             light, x0, y0 = wide
             where = Window(x0, x0 + light.shape[1], y0, y0 + light.shape[0])
-            both = where.clip(out[k][0])
+            both = where.clip(own[0])
             if not both.empty:
-                out[k][1][b][both.within(out[k][0])] = solved.fluxes[k, b] * light[both.within(where)]
+                own[1][b][both.within(own[0])] = solved.fluxes[k, b] * light[both.within(where)]
     return out
 
 # %% ../../../nbs/06_fit/21_tractor_engine.ipynb #worth2
@@ -310,7 +311,8 @@ def tractor_worth(scene: Scene, solved: Solved) -> Worth:
     images = EndOfFit.of(problem, residual, solved.models - sky)
     size = np.exp(native_from_soft(*solved.values[:, L:N].T)[0])
     radius = np.where(problem.sources.kind[index] == Kind.STAR, 0, size)
-    found = Measured(*solved.values[:, :2].T, radius, solved.fluxes, solved.errors.flux_cond)
+    x, y = solved.values[:, :2].T
+    found = Measured(x, y, radius, solved.fluxes, solved.errors.flux_cond)
     parts = [
         measure_worth(problem, images, found, own_models(scene, solved)),
         no_worth(len(others), shape[1]),
