@@ -10,7 +10,6 @@ from epsf_scene import FRAME, START, aligned_truth, flux_error, image, isolated_
 from tract7dt.epsf.band_fit import fit_band
 from tract7dt.epsf.band_task import few_star_psf
 from tract7dt.epsf.model import analytic_psf, polynomial_terms
-from tract7dt.epsf.neighbours import find_neighbours
 
 pytestmark = pytest.mark.xdist_group("epsf")
 LINEAR, QUADRATIC = 0.05, 0.04  # of the variation of ln FWHM from the middle to the edge
@@ -63,11 +62,3 @@ def test_one_or_two_stars_make_the_analytic_psf(count, allowed):
     own, other, predicted = np.array(rows).T
     assert np.sqrt(np.mean(own**2)) < allowed < 0.5 * np.sqrt(np.mean(other**2))
     assert 0.2 < np.sqrt(np.mean((own / predicted) ** 2)) < 1.8
-
-
-def test_what_is_seen_beside_a_very_bright_star_is_its_neighbour():
-    "A thousandth of the star's flux changes its core by nothing, and doubles its wings where it lies."
-    x, flux, snr = np.array([0.0, 12, 20]), np.array([1e6, 1e3, 30]), np.array([5e3, 30, 1.0])
-    near = find_neighbours(x, np.zeros(3), np.zeros(3), flux, np.array([0]), snr=snr)
-    assert near.dx[near.present].tolist() == [12.0]
-    assert not find_neighbours(x, np.zeros(3), np.zeros(3), flux, np.array([0])).present.any()

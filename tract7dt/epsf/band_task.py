@@ -256,7 +256,12 @@ def few_words(nstars: int, fwhm: float) -> str:
     )
 
 
-def few_star_psf(survey: BandSurvey, shape, ngrid: int, stars: BandStars) -> BandPSF:
+def few_star_psf(
+    survey: BandSurvey,  # of the band
+    shape: tuple[int, int],  # rows, columns of the frame
+    ngrid: int,  # cells along each side
+    stars: BandStars,  # one or two
+) -> BandPSF:
     "An analytic PSF whose core is that of one or two stars; as wide as measured where it cannot be fitted."
     plain, terms = analytic_psf(survey.band, shape, ngrid, survey.fwhm_pix), np.ones((len(stars), 1))
     start = start_values(header_core(survey.fwhm_pix), 1)

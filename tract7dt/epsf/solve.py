@@ -49,7 +49,9 @@ def degree_for(nstars: int) -> int | None:
 # %% ../../nbs/05_epsf/04_solve.ipynb #c009
 RIDGES = RIDGES_BY_DEGREE[1:]  # 1-sigma priors of the linear and the quadratic terms
 MANY_STARS = 18  # from so many on the widths of these priors are not asked for
-RIDGES_TRIED = [(a, b) for a in (0.01, 0.03, 0.08) for b in (0.005, 0.01, 0.02, 0.04, 0.08) if b <= 2 * a]
+RIDGES_TRIED = [
+    (a, b) for a in (0.003, 0.01, 0.03, 0.08) for b in (0.001, 0.005, 0.01, 0.02, 0.04, 0.08) if b <= 2 * a
+]
 ELLIPTICITY_PRIOR = 0.3  # 1-sigma prior of the constant term of e1 and e2, around 0
 LNB_PRIOR = (0.9, 0.5)  # mean and 1-sigma width of the prior of ln(beta - 1)
 WIDE_PRIOR = (0.04, 0.06)  # mean and 1-sigma width of the prior of the wide part's share
