@@ -28,7 +28,6 @@ from tract7dt.epsf.star_fit import (
 # %% ../../nbs/05_epsf/03_neighbours.ipynb #c005
 NEIGHBOUR_REACH = 38.0  # up to here a neighbour counts with its flux, beyond with its wings, pix
 NEIGHBOUR_SHARE = 0.0015  # of the star's flux that makes a neighbour matter
-SEEN_SNR = 10.0  # of a neighbour in the stamp that matters to the wings, however bright the star
 MAX_NEIGHBOURS = 12  # fluxes of neighbours that are fitted with a star
 MAX_FAR = 40  # sources beyond the stamp that are fitted as one
 FAR_REACH = 90.0  # nobody is a neighbour beyond this, pix
@@ -97,7 +96,7 @@ def padded(
     return tables
 
 # %% ../../nbs/05_epsf/03_neighbours.ipynb #c005c
-def find_neighbours(x, y, re, flux, star, half: int = 30, snr=None) -> Neighbours:
+def find_neighbours(x, y, re, flux, star, half: int = 30) -> Neighbours:
     """Choose for each star the listed sources whose light matters, the strongest first.
 
     Parameters
@@ -112,8 +111,6 @@ def find_neighbours(x, y, re, flux, star, half: int = 30, snr=None) -> Neighbour
         Rows of the list that are the stars.
     half : int, pix
         Reach of the stamps.
-    snr : array [sources], or None
-        Of the fluxes; what is seen clearly in a stamp is a neighbour, too.
     """
     places, star = np.column_stack([x, y]), np.asarray(star, int)
     if not len(star):
@@ -121,12 +118,8 @@ def find_neighbours(x, y, re, flux, star, half: int = 30, snr=None) -> Neighbour
     pairs = cKDTree(places[star]).sparse_distance_matrix(cKDTree(places), FAR_REACH, output_type="ndarray")
     row, other = pairs["i"], pairs["j"]
     light = flux[other] * np.minimum(1.0, NEIGHBOUR_REACH / np.maximum(pairs["v"], 1.0)) ** 4
-    strong, inside = light > NEIGHBOUR_SHARE * np.maximum(flux[star[row]], 0), pairs["v"] <= half
-    matter = (
-        (strong if snr is None else strong | (inside & (snr[other] > SEEN_SNR)))
-        & (other != star[row])
-        & (pairs["v"] < FAR_REACH)
-    )
+    strong = light > NEIGHBOUR_SHARE * np.maximum(flux[star[row]], 0)
+    matter = strong & (other != star[row]) & (pairs["v"] < FAR_REACH)
     row, other, light = row[matter], other[matter], light[matter]
     dx, dy = x[other] - x[star[row]], y[other] - y[star[row]]
     far = np.maximum(np.abs(dx), np.abs(dy)) > half + FAR_MARGIN
