@@ -356,7 +356,7 @@ def with_errors(
     return replace(
         psf,
         profile_error=profile_error(seen, stars.snr),
-        shape_scatter=shape_scatter(seen.change, seen.cov),
+        shape_scatter=shape_scatter(seen.change, seen.cov, stars.snr),
         steps=steps,
         warnings=psf.warnings + told,
     )

@@ -133,15 +133,20 @@ def profile_error(
 # %% ../../nbs/05_epsf/07_scatter.ipynb #c009a
 FIRST_SCATTER = 0.02  # 1-sigma width of each number's distribution to start with
 SCATTER_ROUNDS = 60  # of expectation and maximisation
+TELLING_SHARE = 0.5  # of the stars, the brightest, whose shapes tell
 MOST_SQUARES = 8.0  # squared distance of a star, in its sigma, from which on it counts less
 
 
 def shape_scatter(
     change,  # of ln FWHM, e1, e2 that would suit each star [N, 3]
     cov,  # their covariances by the noise [N, 3, 3]
+    snr=None,  # of the stars [N]: the brighter half tells; None: all tell
 ) -> np.ndarray:
     "Covariance [3, 3] of the shapes of stars beyond their errors, not moved by a few that are odd."
-    usable = np.isfinite(change).all(axis=1) & np.isfinite(cov).all(axis=(1, 2))
+    usable = np.flatnonzero(np.isfinite(change).all(axis=1) & np.isfinite(cov).all(axis=(1, 2)))
+    if snr is not None:
+        few = max(LEAST_BRIGHT, int(np.ceil(TELLING_SHARE * len(usable))))
+        usable = usable[np.argsort(-np.asarray(snr)[usable], kind="stable")[:few]]
     change, cov = change[usable], cov[usable]
     if len(change) < LEAST_BRIGHT:
         return np.array(SHAPE_SCATTER)
