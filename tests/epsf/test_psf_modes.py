@@ -190,9 +190,8 @@ def test_the_seeing_of_the_header_makes_the_fallback(tmp_path, cards, fwhm):
 
 def test_a_star_in_the_corner_has_the_psf_of_the_corner(payload, run_and_layout):
     """An image of one star far from the middle of its patch, drawn with the band's model there, five times as
-    variable as the
-    real one: the gradient takes the error of its flux, a tenth of a percent with weights by its photons, to a tenth
-    of that."""
+    variable as the real one: with weights by its photons the flux is off by a tenth of a percent, and the
+    gradient takes nine tenths of that."""
     cfg, layout = run_and_layout
     model = BandPSF.load(layout.psf_model("m650"))
     terms = model.coef.copy()
