@@ -234,7 +234,9 @@ def joint_covariance(
     moves = np.zeros((group.max() + 1, core.moves.shape[1]))
     np.add.at(moves, group, core.moves)
     response = mode_response(typical, grid, modes, step)
-    flux, held = grid_moves(grouped_equations(*seen, modes, jacobians), moves, amplitude, response)
+    flux, held = grid_moves(
+        grouped_equations(*seen, modes=modes, jacobians=jacobians), moves, amplitude, response
+    )
     cov = jackknife(np.column_stack([moves, flux]))
     cov[:-1, :-1] += core.cov - jackknife(core.moves)
     cov[-1, -1] += held

@@ -274,9 +274,9 @@ def few_star_psf(
     matrix, _ = core_equations(star_weights(info.chi2), spread(terms), info)
     cov = np.linalg.inv(matrix + np.diag(core_prior(1)[1]))
     cov[:3, :3] += SHAPE_SCATTER / len(stars)
-    known = core_fields(core) | {"coef_cov": block_diag(cov, FITTED_ERROR**2)}
-    errors = {"profile_error": FITTED_PROFILE, "shape_scatter": SHAPE_SCATTER.copy()}
-    return replace(plain, **known, **errors, nstars=len(stars))
+    errors = {"profile_error": FITTED_PROFILE, "shape_scatter": SHAPE_SCATTER.copy(), "nstars": len(stars)}
+    known = core_fields(core) | {"coef_cov": block_diag(cov, FITTED_ERROR**2)} | errors
+    return replace(plain, **known)
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c008
 def fit_task(

@@ -161,7 +161,7 @@ def render_stack(
     out = np.empty((cube.shape[1], 1 + len(wanted), *window.shape), np.float32)
     by_band, count = images.transpose(2, 0, 1, 3), len(images)
     np.multiply(by_band, 1 if weight is None else weight[:, None], out=out[:, :count])
-    if G in wanted:
+    if G in wanted and log_wavelength is not None:
         by_L = out[:, 1 + list(wanted).index(L)]
         np.multiply(by_L, log_wavelength[:, None, None], out=out[:, -1], casting="same_kind")
     return out
