@@ -234,31 +234,24 @@ def source_options(view: PatchView) -> list[tuple[str, int]]:
 
 # %% ../../nbs/12_widgets/03_patch.ipynb #c018a
 def source_lines(view: PatchView, row: int) -> list[tuple[str, ...]]:
-    """What is known of a source: band, flux, error, S/N, chi-square per pixel, light of others, misfit, share
-    of light left, what is wrong.
-    """
+    "What is known of a source: band, flux, error, chi-square per pixel, misfit, what is wrong."
     lines: list[tuple[str, ...]] = []
     for band in view.bands:
         facts = band_facts(view.sources.iloc[[row]], band).iloc[0]
-        others = view.sources.iloc[row].get(f"fracflux_{band}_fit")
         lines.append(
             (
                 band,
                 number(facts["flux"]),
                 number(facts["error"], "{:.3g}"),
-                number(facts["flux"] / facts["error"], "{:.1f}"),
                 number(facts["chi2"], "{:.2f}"),
-                number(others, "{:.3f}"),
                 number(facts["misfit"], "{:.3f}"),
-                number(100 * facts["left"], "{:.1f} %"),
                 reason(facts["flags"]),
             )
         )
     return lines
 
 
-SOURCE_HEAD: tuple[str, ...] = ("band", "flux", "error", "S/N", "χ²/pix", "light of others")
-SOURCE_HEAD += ("misfit", "light left", "wrong")
+SOURCE_HEAD: tuple[str, ...] = ("band", "flux", "error", "χ²/pix", "misfit", "wrong")
 
 # %% ../../nbs/12_widgets/03_patch.ipynb #c021m
 def mark_tag(grid: ClickGrid, tag: str) -> None:
