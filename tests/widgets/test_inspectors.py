@@ -340,11 +340,11 @@ def test_a_source_shows_what_the_catalog_says_of_its_fluxes(work, catalog):
             continue
         for told, band in zip(worth_lines(inspector.chosen), BANDS, strict=True):
             assert told[0] == band
-            fnu, error = (float(value) for value in told[2].split(" ± "))
+            fnu, error = (float(value) for value in told[1].split(" ± "))
             assert fnu == pytest.approx(row[f"FNU_{band}"], rel=1e-3)
             assert error == pytest.approx(row[f"FNUERR_{band}"], rel=0.05)
-            assert float(told[3]) == pytest.approx(row[f"misfit_{band}"], abs=6e-4)
-            assert told[5] == ("yes" if row[f"reliable_{band}"] else "no")
+            assert float(told[2]) == pytest.approx(row[f"misfit_{band}"], abs=6e-4)
+            assert told[4] == ("yes" if row[f"reliable_{band}"] else "no")
         assert inspector.worth.value.count("<tr>") == 1 + len(BANDS)
 
 
@@ -370,14 +370,14 @@ def test_catalogs_of_earlier_versions_are_shown_as_far_as_they_go(copy):
     inspector = SourceInspector(copy)
     inspector.find.value = "00004"
     assert inspector.sed.value and TROUBLE not in inspector.message.value
-    assert {line[5] for line in worth_lines(inspector.chosen)} == {"–"}
+    assert {line[4] for line in worth_lines(inspector.chosen)} == {"–"}
     assert all(shown(PatchInspector(copy)))
 
 
 def test_a_run_that_was_not_merged_has_no_verdicts_yet(copy):
     (copy / "output_catalog.csv").unlink()
     inspector = SourceInspector(copy)
-    assert {line[5] for line in worth_lines(inspector.chosen)} == {"–"}
+    assert {line[4] for line in worth_lines(inspector.chosen)} == {"–"}
     assert all(shown(inspector))
 
 

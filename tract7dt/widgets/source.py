@@ -227,11 +227,10 @@ def sed_figure(view: SourceView) -> Figure:
 
 # %% ../../nbs/12_widgets/04_source.ipynb #worth_lines
 def worth_lines(view: SourceView) -> list[tuple[str, ...]]:
-    "Band, flux, microjansky, misfit, share of light left, whether it is reliable, what is wrong."
+    "Band, microjansky, misfit, share of light left, whether it is reliable, what is wrong."
     return [
         (
             band,
-            f"{number(row['flux'])} ± {number(row['error'], '{:.2g}')}",
             f"{number(row['fnu'])} ± {number(row['fnu_error'], '{:.2g}')}",
             number(row["misfit"], "{:.3f}"),
             number(100 * row["left"], "{:.1f} %"),
@@ -242,7 +241,7 @@ def worth_lines(view: SourceView) -> list[tuple[str, ...]]:
     ]
 
 
-WORTH_HEAD = ("band", "flux", "µJy", "misfit", "light left", "reliable", "wrong")
+WORTH_HEAD = ("band", "µJy", "misfit", "left", "good", "wrong")
 
 # %% ../../nbs/12_widgets/04_source.ipynb #c024
 def montage(view: SourceView, half: int = 20) -> Sheet:
