@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 
+from tract7dt.config.load import resolve_paths
 from tract7dt.config.schema import Config
 
 SCALE = 0.505 / 3600
@@ -98,7 +99,7 @@ class Field:
         )
         cfg = Config(**plain | sections | dict(inputs=inputs | sections.get("inputs", {})))
         cfg._source = self.folder / "config.yaml"
-        return cfg
+        return resolve_paths(cfg, self.folder)
 
 
 def rows_at(positions, shape=(120, 160), **columns) -> pd.DataFrame:
