@@ -22,6 +22,7 @@ import yaml
 from photutils.aperture import CircularAperture
 
 from tract7dt.config.load import load_config
+from tract7dt.core.statistics import SIGMA_OF_MAD
 from tract7dt.fit.model import Scene, draw
 from tract7dt.fit.problem import PSFError
 from tract7dt.patches.fit import fit_patch
@@ -34,7 +35,6 @@ SIGNIFICANT = 150  # flux over its conditional error in a band, at least
 NEIGHBOUR = 14.0  # pixels within which there is nobody else ...
 FAINT = 0.03  # ... brighter than this share of the star
 RADIUS, TWO = 7.0, (5.0, 9.0)  # of apertures, pixels
-SIGMA_OF_MAD = 1.4826
 HAND = {  # band: profile error, scatter of ln FWHM, of positions, by hand on the nine-band field
     "u": (0.03, 0.02, 0.12),
     "g": (0.02, 0.015, 0.12),

@@ -16,6 +16,7 @@ import yaml
 
 from tract7dt.config.load import load_config
 from tract7dt.core.geometry import Box, to_sky
+from tract7dt.core.statistics import SIGMA_OF_MAD
 from tract7dt.epsf.build import build_epsf
 from tract7dt.fit.engine import fit
 from tract7dt.inputs.band import MaskBit
@@ -31,7 +32,6 @@ from tract7dt.tile.tile import Tile
 APART = 24  # pixels between two places, at least
 EDGE = 30  # pixels from the edge of the frame
 CORE = 2  # pixels around a place that must be free of sources
-SIGMA_OF_MAD = 1.4826
 
 
 @dataclass(frozen=True)

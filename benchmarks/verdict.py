@@ -26,6 +26,7 @@ import one_thread  # noqa: F401  before NumPy
 import pandas as pd
 
 from tract7dt.config.load import load_config
+from tract7dt.core.statistics import SIGMA_OF_MAD
 from tract7dt.fit.flags import BAND_FLAGS, FLAGS, is_reliable
 from tract7dt.fit.footprints import Pixels
 from tract7dt.fit.model import Scene, draw
@@ -178,7 +179,7 @@ def clipped_sky(values) -> float:
     for _ in range(4):
         middle = np.median(values)
         values = values[
-            np.abs(values - middle) <= 3 * max(1.4826 * np.median(np.abs(values - middle)), 1e-12)
+            np.abs(values - middle) <= 3 * max(SIGMA_OF_MAD * np.median(np.abs(values - middle)), 1e-12)
         ]
     return float(np.median(values))
 

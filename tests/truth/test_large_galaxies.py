@@ -96,7 +96,7 @@ def test_a_large_galaxy_is_measured_once_and_right(scene):
     for band in FWHMS:
         assert abs(row[f"FLUX_{band}_fit"] / FLUX - 1) < 0.025
     assert abs(row.Re_fit / RE - 1) < 0.03 and abs(row.sersic_n_fit - N) < 0.25
-    assert row.fit_is_reliable and abs(row.fracwindow - light_cut_off(Kind.SERSIC, N)) < 0.01
+    assert row.fit_is_reliable and row.fracwindow < 0.01
 
 
 @pytest.mark.xfail(
@@ -173,7 +173,7 @@ def test_ngc_4261(start):
     share = gammainc(2 * index, ours * 8 ** (1 / index))  # of the light of the published law, within 8 radii
     assert abs(result.re[0] / (39.39 * (ours / infinite) ** index) - 1) < 0.1
     assert abs(result.n[0] - index) < 0.3 and abs(result.ab[0] - 0.81) < 0.02
-    assert abs(result.fracwindow[0] - (1 - share)) < 0.02
+    assert result.fracwindow[0] < 0.02 and abs(light_cut_off(Kind.SERSIC, result.n[0]) - (1 - share)) < 0.02
     for band, flux in zip(ZERO_POINTS, result.flux[0]):
         magnitude = ZERO_POINTS[band] - 2.5 * np.log10(flux)
         assert abs(magnitude - (PUBLISHED[band] - 2.5 * np.log10(share))) < 0.05, band

@@ -230,8 +230,8 @@ SOLUTION_COLUMNS = _columns(
         "fracwindow",
         "float",
         "",
-        "share of the light outside the pixels used (edges of images not counted) or, for laws with wings, "
-        "beyond their cut at 8 half-light radii: 7 % at n = 4; FLUX is that within the cut",
+        "share of the light outside the pixels used (edges of images not counted); all laws with wings end "
+        "at 8 half-light radii, beyond which the law of n = 4 would have another 7 %",
     ),
 )
 

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from .flags import BLENDED_RATIO, DEGENERATE_RATIO, SKY_ELSEWHERE, FitFlag, FitStatus, is_negative
+from tract7dt.fit.flags import (
+    BLENDED_RATIO,
+    DEGENERATE_RATIO,
+    SKY_ELSEWHERE,
+    FitFlag,
+    FitStatus,
+    is_negative,
+    window_misses,
+)
 from .footprints import Footprint, Pixels, image_products, plan_footprints, rough_sky, unmodelled
 from tract7dt.fit.normal import (
     Plan,
@@ -26,8 +34,7 @@ from tract7dt.fit.normal import (
 from .optimise import Outcome, optimise
 from .parameters import Rules, Start, free_parameters
 from .problem import FitProblem, FitResult, Kind
-from .profiles import light_cut_off
-from .render import G, L, N, Window
+from .render import G, L, Window
 from .shapes import catalog_from_native
 from .steps import limits_reached
 from .subfields import join, make_subfields, subfield_footprints, subfield_problem
@@ -107,24 +114,10 @@ def final_worth(problem: FitProblem, outcome: Outcome, errors: Errors) -> Worth:
     return measure_worth(problem, end_of_fit(problem, plan, state), found, own_models(plan, state))
 
 # %% ../../nbs/06_fit/17_engine.ipynb #window
-LOST = 0.05  # share of the light outside the window, above which it is too small
-LOST_ERRORS = 5.0  # and the same in errors of the flux
-
-
 def window_too_small(fracwindow, flux, error) -> np.ndarray:
     "Sources whose window misses light that would be seen in most bands with data, bool [S]."
-    share = np.nan_to_num(fracwindow)[:, None]
-    known = np.isfinite(flux) & np.isfinite(error)
-    seen = (
-        (share > LOST) & known & (share * np.where(known, flux, 0) > LOST_ERRORS * np.where(known, error, 1))
-    )
+    seen, known = window_misses(fracwindow[:, None], flux, error), np.isfinite(flux) & np.isfinite(error)
     return 2 * np.count_nonzero(seen, axis=1) > np.count_nonzero(known, axis=1)
-
-# %% ../../nbs/06_fit/17_engine.ipynb #whole
-def unmeasured_light(outcome: Outcome, lost) -> np.ndarray:
-    "Share [S] of the light of laws without end outside the windows (`lost`, [S]) or beyond their cut."
-    laws = zip(outcome.plan.kind, outcome.state.theta[:, N])
-    return 1 - (1 - lost) * (1 - np.array([light_cut_off(int(kind), n) for kind, n in laws], float))
 
 # %% ../../nbs/06_fit/17_engine.ipynb #c014
 def raise_flags(
@@ -242,7 +235,7 @@ def assemble(
         chi2_total=image_products(residual, residual),
         iterations=outcome.iterations,
         ignored=ignored_pixels(outcome.plan, problem),
-        fracwindow=unmeasured_light(outcome, quality.lost),
+        fracwindow=quality.lost,
         worth=final_worth(problem, outcome, errors),
     )
 

@@ -127,9 +127,14 @@ def _flags_of(table, name: str) -> Any:
 FitFlag = _flags_of(FLAGS, "FitFlag")
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c011
+def _names_of(flags: int, table) -> str:
+    "Names of the rows of a table whose bits are set, comma-joined in bit order."
+    return ",".join(info.name for bit, info in enumerate(table) if int(flags) >> bit & 1)
+
+
 def describe_flags(flags: int) -> str:
     "Names of the bits set in `flags`, comma-joined in bit order; empty when none is set."
-    return ",".join(info.name for bit, info in enumerate(FLAGS) if int(flags) >> bit & 1)
+    return _names_of(flags, FLAGS)
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c013
 HARD_FLAGS = FitFlag(sum(1 << bit for bit, info in enumerate(FLAGS) if info.hard))
@@ -175,7 +180,7 @@ BandFlag = _flags_of(BAND_FLAGS, "BandFlag")
 
 def describe_band_flags(flags: int) -> str:
     "Names of the bits of `BandFlag` set in `flags`, comma-joined in bit order; empty when none is set."
-    return ",".join(info.name for bit, info in enumerate(BAND_FLAGS) if int(flags) >> bit & 1)
+    return _names_of(flags, BAND_FLAGS)
 
 # %% ../../nbs/06_fit/00_flags.ipynb #ratios
 DEGENERATE_RATIO = 30.0  # marginal over conditional flux error above which fluxes can hardly be told apart
@@ -191,3 +196,13 @@ def is_negative(flux, error) -> np.ndarray:
     flux, error = np.asarray(flux, float), np.asarray(error, float)
     known = np.isfinite(flux) & np.isfinite(error)
     return known & (np.where(known, flux, 0) < NEGATIVE * np.where(known, error, 0))
+
+# %% ../../nbs/06_fit/00_flags.ipynb #window
+WINDOW_LOSS = (0.05, 5.0)  # what a window misses: share of the light, and errors of the flux
+
+
+def window_misses(share, flux, error) -> np.ndarray:
+    "Where the `share` of light outside a window would be seen, bool, of the shape of all three."
+    known = np.isfinite(share) & np.isfinite(flux) & np.isfinite(error)
+    share, flux, error = (np.where(known, values, 0) for values in (share, flux, error))
+    return known & (share > WINDOW_LOSS[0]) & (share * flux > WINDOW_LOSS[1] * error)

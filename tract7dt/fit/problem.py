@@ -427,7 +427,7 @@ class FitResult(FittedShapes):
     gradient: np.ndarray | None = None  # fitted d ln re / d ln wavelength, NaN where not fitted, [S]
     gradient_err: np.ndarray | None = None  # its error, with that of the prior, [S]
     flux_cov: np.ndarray | None = None  # covariance of each source's fluxes, [S, B, B], if it was asked for
-    fracwindow: np.ndarray | None = None  # share of the light outside the window or beyond the law's cut, [S]
+    fracwindow: np.ndarray | None = None  # share of the light outside the window, mean of the bands, [S]
     worth: Any = None  # what the fluxes are worth, `fit.worth.Worth`
     band_flags: np.ndarray | None = None  # bits of `BandFlag`, [S, B]
 

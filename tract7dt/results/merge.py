@@ -33,9 +33,8 @@ from ..core.errors import UserError, list_some
 from ..core.geometry import to_sky
 from ..core.reading import damaged, quiet, read_csv, reading
 from ..core.writing import atomic_path, file_fingerprint
-from ..fit.flags import BandFlag, FitFlag, describe_flags, is_negative, is_reliable
-from ..fit.problem import Kind
-from ..fit.profiles import light_cut_off
+from ..fit.flags import BandFlag, FitFlag, describe_flags, is_negative, is_reliable, window_misses
+from ..fit.verdict import MASKED
 from ..workdir.layout import Layout
 from ..workdir.manifest import Manifest
 
@@ -100,10 +99,15 @@ def all_fallback(table: pd.DataFrame) -> np.ndarray:
     )
     return none.to_numpy(bool)
 
-# %% ../../nbs/08_results/01_merge.ipynb #c012b
+# %% ../../nbs/08_results/01_merge.ipynb #enough
 ENOUGH_BANDS = 2 / 3
 
 
+def too_few(seen: np.ndarray, good: np.ndarray) -> np.ndarray:
+    "Rows of whose bands with data (`seen`) less than two thirds are `good` (both bool [rows, bands]), bool."
+    return (seen & good).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
+
+# %% ../../nbs/08_results/01_merge.ipynb #c012b
 def with_own_psf(table: pd.DataFrame, bands) -> np.ndarray:
     "Whether each band of each source was fitted with a PSF from stars or a given one, bool [rows, bands]."
     return np.stack(
@@ -116,14 +120,14 @@ def psf_flags(seen: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Bit mask (int64) per row of analytic PSFs; `seen`: bands with data, `own`: those with a PSF of their
     own, bool [rows, bands].
     """
-    short = (seen & own).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
+    short = too_few(seen, own)
     return combined({FitFlag.ANALYTIC_PSF: short, FitFlag.ANALYTIC_PSF_IN_BAND: (seen & ~own).any(axis=1)})
 
 # %% ../../nbs/08_results/01_merge.ipynb #neg
 def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> np.ndarray:
     "Bit mask (int64) per row of negative fluxes; as `psf_flags`, with bands that are `negative`."
-    left, some = (seen & own & ~negative).sum(axis=1), negative.any(axis=1)
-    short = some & (left < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9)
+    some = negative.any(axis=1)
+    short = some & too_few(seen, own & ~negative)
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
 
 # %% ../../nbs/08_results/01_merge.ipynb #loss
@@ -133,36 +137,24 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
         return np.full(len(table), np.nan)
     return table[name].to_numpy(float, na_value=np.nan)
 
-
-def window_loss(table: pd.DataFrame, band: str) -> np.ndarray:
-    "Share of the light of each row outside its window in a band, 0 where unknown."
-    lost = np.nan_to_num(numbers(table, column_for(table, "fracwindow", band)))
-    index = numbers(table, column_for(table, "sersic_n_fit", band))
-    law = table.get(column_for(table, "stype_fit", band), pd.Series("", table.index)).fillna("")
-    index = np.where(law == "dev", 4.0, np.where(law == "sersic", index, np.nan))
-    beyond = np.array([light_cut_off(Kind.SERSIC, n) for n in index], float)
-    return np.clip(1 - (1 - lost) / (1 - beyond), 0, 1)
-
 # %% ../../nbs/08_results/01_merge.ipynb #bandbits
-PROFILE_NEEDED = 0.5  # share of a source's profile that must lie on good pixels
 POOR_PSF = 0.03  # predicted fractional error of a star's flux above which a PSF is poor
-WINDOW_LOSS = (0.05, 5.0)  # what a window misses: share of the light, and errors of the flux
 
 
 def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
     "Bits of `BandFlag` of all rows in a band, int64: those of the fit, and those that follow from columns."
     flux, error = numbers(table, f"FLUX_{band}_fit"), numbers(table, f"FLUXERR_{band}_fit")
     source = table.get(f"psf_source_{band}", pd.Series("", table.index)).fillna("")
-    lost = window_loss(table, band)
+    lost = numbers(table, column_for(table, "fracwindow", band))
     stored = np.nan_to_num(numbers(table, f"flags_{band}")).astype(np.int64)
     return stored | combined(
         {
             BandFlag.NO_DATA: ~np.isfinite(error),
-            BandFlag.MASKED: numbers(table, f"fracmasked_{band}_fit") > 1 - PROFILE_NEEDED,
+            BandFlag.MASKED: numbers(table, f"fracmasked_{band}_fit") > MASKED,
             BandFlag.ANALYTIC_PSF: source.eq("analytic").to_numpy(bool),
             BandFlag.POOR_PSF: numbers(table, f"psf_eps_pred_{band}") > POOR_PSF,
             BandFlag.NEGATIVE_FLUX: is_negative(flux, error),
-            BandFlag.WINDOW_TOO_SMALL: (lost > WINDOW_LOSS[0]) & (lost * flux > WINDOW_LOSS[1] * error),
+            BandFlag.WINDOW_TOO_SMALL: window_misses(lost, flux, error),
         }
     )
 
@@ -189,8 +181,7 @@ def few_flags(seen: np.ndarray, good: np.ndarray) -> np.ndarray:
     """Bit mask (int64) per row of too few reliable bands; `seen`: bands with data, `good`: those of them with
     nothing wrong, bool [rows, bands].
     """
-    few = (seen & good).sum(axis=1) < ENOUGH_BANDS * seen.sum(axis=1) - 1e-9
-    return combined({FitFlag.FEW_RELIABLE_BANDS: few})
+    return combined({FitFlag.FEW_RELIABLE_BANDS: too_few(seen, good)})
 
 
 def verdict(flags: np.ndarray, reliable: np.ndarray | None = None) -> dict[str, object]:
