@@ -461,6 +461,7 @@ LEAST_ARROW = 0.02  # pixels: what a long arrow means at least
 ARROW_GRID = 7  # grey arrows along the longer side
 ARROW_COLUMNS = 5  # panels in a row
 ARROW_INCHES = 2.3  # width of a panel
+MOST_ARROWS = 150  # of single sources in a panel that can still be read
 
 
 @dataclass(frozen=True)
@@ -481,31 +482,31 @@ def draw_arrows(
     unit: float,  # pixels of the frame that an offset of one pixel takes
 ):
     "Draw single offsets and their model on axes."
-    options = dict(angles="xy", scale_units="xy", scale=1 / unit, units="width")
+    options = dict(angles="xy", scale_units="xy", scale=1 / unit, units="inches")
     drawn = axis.quiver(
-        arrows.x, arrows.y, *arrows.moves.T, color=PALETTE.fit, width=0.006, zorder=3, **options
+        arrows.x, arrows.y, *arrows.moves.T, color=PALETTE.fit, width=0.012, zorder=3, **options
     )
     if arrows.model is not None:
         step = max(shape) / ARROW_GRID
         y, x = (np.arange(step / 2, side, step) for side in shape)
         x, y = np.meshgrid(x, y)
-        axis.quiver(x, y, *arrows.model(x, y), color="0.6", width=0.012, zorder=2, **options)
+        axis.quiver(x, y, *arrows.model(x, y), color="0.6", width=0.024, zorder=2, **options)
     axis.set(xlim=(-0.5, shape[1] - 0.5), ylim=(-0.5, shape[0] - 0.5), aspect="equal")
     axis.set_title(arrows.title, fontsize=8)
     axis.tick_params(labelsize=6)
     return drawn
 
 # %% ../../nbs/09_plots/04_field.ipynb #arrow2
-def arrow_sheet(panels: list[Arrows], shape: tuple[int, int]) -> Figure:
+def arrow_sheet(panels: list[Arrows], shape: tuple[int, int], inches: float = ARROW_INCHES) -> Figure:
     """
-    Offsets over a frame of (rows, columns) `shape`, one panel each, all on one scale.
+    Offsets over a frame of (rows, columns) `shape`, one panel `inches` wide each, all on one scale.
 
     Longer arrows than nine of ten are cut off at the panels' edges.
     """
     rows = -(-len(panels) // ARROW_COLUMNS)
     columns = -(-len(panels) // rows)
-    height = rows * (ARROW_INCHES * shape[0] / shape[1] + 0.35) + 0.3
-    figure = Figure(figsize=(ARROW_INCHES * columns + 0.4, height))
+    height = rows * (inches * shape[0] / shape[1] + 0.35) + 0.3
+    figure = Figure(figsize=(inches * columns + 0.4, height))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     sizes = np.concatenate([np.hypot(*panel.moves.T) for panel in panels]) if panels else np.zeros(0)
@@ -517,7 +518,7 @@ def arrow_sheet(panels: list[Arrows], shape: tuple[int, int]) -> Figure:
     length = float(f"{long:.1g}")
     place = dict(coordinates="figure", labelpos="E", fontproperties={"size": 8})
     if drawn:
-        axes[0].quiverkey(drawn[0], 0.02, 0.99, length, f"{length:g} pix", **place)
+        axes[0].quiverkey(drawn[0], 0.02 + ARROW_SHARE / columns, 0.98, length, f"{length:g} pix", **place)
     figure.supxlabel("x (pix)", fontsize=8)
     figure.supylabel("y (pix)", fontsize=8)
     return figure
@@ -549,7 +550,6 @@ def catalog_offsets(
 ) -> Figure:
     "How bright sources of the images lie against the rows of the catalog, and what was taken out."
     what = "nothing moved" if model is None else "rows moved by the grey arrows"
-    arrows = Arrows(*places.T, moves, model, f"{len(places)} bright sources: {what}")
-    figure = arrow_sheet([arrows], shape)
-    figure.set_size_inches(2 * ARROW_INCHES, 2 * ARROW_INCHES * shape[0] / shape[1] + 0.6)
-    return figure
+    some = slice(None, None, -(-len(places) // MOST_ARROWS) or 1)
+    arrows = Arrows(*places[some].T, moves[some], model, f"{len(places)} bright sources: {what}")
+    return arrow_sheet([arrows], shape, 2 * ARROW_INCHES)
