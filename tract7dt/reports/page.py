@@ -115,7 +115,8 @@ def verdict_section(run: FinishedRun) -> str:
 # %% ../../nbs/11_reports/01_page.ipynb #worth2
 def psf_rows(run: FinishedRun) -> pd.DataFrame:
     "How far stars are from the PSF of each band, indexed by it; gaps for products of earlier versions."
-    rows: dict[str, dict] = {}
+    known = {cell["band"] for cell in run.cells}
+    rows: dict[str, dict] = {band.name: {} for band in run.images[0] if band.name in known}
     for cell in run.cells:
         model, row = cell.get("band_model") or {}, rows.setdefault(cell["band"], {})
         row.setdefault("eps", []).append(cell.get("eps_pred"))
