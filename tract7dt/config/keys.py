@@ -259,11 +259,15 @@ def allowed(hint) -> str:
         limits = ", ".join(text for mark in parts[1:] if (text := words(mark)))
         return f"{allowed(parts[0])} {limits}".strip()
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(allowed(part) for part in parts)
+        mapped, given = [[p for p in parts if (get_origin(p) is dict) is told] for told in (True, False)]
+        one_by_one = set(given) - {type(None)}  # what all bands may be given is not said again for each
+        texts = [allowed(p) for p in given if p is not type(None)]
+        texts += ["mapping of bands to these" if one_by_one else allowed(p) for p in mapped]
+        return " or ".join(texts + ["null"] * (type(None) in parts))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
     if get_origin(hint) is dict:
-        return "mapping of bands to these"
+        return f"mapping of bands to {allowed(parts[1])}"
     if get_origin(hint) is tuple:
         number = "" if parts[-1] is Ellipsis else f"{len(parts)} "
         return f"list of {number}{allowed(parts[0])}"
