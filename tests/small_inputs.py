@@ -88,6 +88,11 @@ class Field:
         self.sections["inputs"] = dict(gaiaxp_synphot_csv=str(self.folder / "gaia.csv"))
 
     def cfg(self, **sections) -> Config:
+        "As it is when it has been read from the folder: all paths absolute."
+        return resolve_paths(self.as_written(**sections), self.folder)
+
+    def as_written(self, **sections) -> Config:
+        "As it stands in a file: paths seen from the folder stay so."
         sections = self.sections | sections
         inputs = dict(
             image_list_file=str(self.folder / "images.txt"),
@@ -99,7 +104,7 @@ class Field:
         )
         cfg = Config(**plain | sections | dict(inputs=inputs | sections.get("inputs", {})))
         cfg._source = self.folder / "config.yaml"
-        return resolve_paths(cfg, self.folder)
+        return cfg
 
 
 def rows_at(positions, shape=(120, 160), **columns) -> pd.DataFrame:

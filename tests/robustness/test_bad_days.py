@@ -57,7 +57,9 @@ def small_tile(folder, **sections):
             band, (light + np.random.default_rng(i).normal(0, 1, light.shape)).astype("f4"), SATURATE=1e6
         )
     field.catalog(rows_at(places).assign(TYPE="STAR"))
-    cfg = field.cfg(**{name: QUICK.get(name, {}) | sections.get(name, {}) for name in QUICK | sections})
+    cfg = field.as_written(
+        **{name: QUICK.get(name, {}) | sections.get(name, {}) for name in QUICK | sections}
+    )
     (folder / "config.yaml").write_text(configfile.to_yaml(cfg))
     return folder / "config.yaml"
 

@@ -388,7 +388,7 @@ CASES = [
 def said(field, sections, capsys):
     """Exit code of `check` and its lines on standard error."""
     text = configfile.to_yaml(
-        field.cfg(**{name: values for name, values in sections.items() if name != "text"})
+        field.as_written(**{name: values for name, values in sections.items() if name != "text"})
     )
     for old, new in sections.get("text", {}).items():
         assert old in text
@@ -477,7 +477,7 @@ def test_a_file_that_the_system_refuses_is_not_called_damaged(tmp_path, monkeypa
     field = Field(tmp_path)
     field.gaia("source_id,ra,dec,phot_g_mean_mag,mag_m400\n1,150,2,15,16\n")
     (tmp_path / "config.yaml").write_text(
-        configfile.to_yaml(field.cfg(zp=dict(enabled=True, min_box_size_pix=10)))
+        configfile.to_yaml(field.as_written(zp=dict(enabled=True, min_box_size_pix=10)))
     )
     refusing(monkeypatch, name, OSError(number, os.strerror(number), str(tmp_path / name)))
     code = cli(["check", str(tmp_path / "config.yaml")], commands())
@@ -488,7 +488,7 @@ def test_a_file_that_the_system_refuses_is_not_called_damaged(tmp_path, monkeypa
 
 def test_too_little_memory_for_an_image_is_not_called_damage(tmp_path, monkeypatch, capsys):
     field = Field(tmp_path)
-    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.cfg()))
+    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.as_written()))
 
     def too_large(*values):
         raise MemoryError("Unable to allocate 9.11 GiB for an array")
@@ -504,7 +504,7 @@ def test_too_little_memory_for_an_image_is_not_called_damage(tmp_path, monkeypat
 
 def test_too_little_memory_anywhere_is_no_mistake_of_the_program(tmp_path, monkeypatch, capsys):
     field = Field(tmp_path)
-    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.cfg()))
+    (tmp_path / "config.yaml").write_text(configfile.to_yaml(field.as_written()))
     monkeypatch.setattr(
         "tract7dt.pipeline.commands.divide_frame", lambda *values: (_ for _ in ()).throw(MemoryError())
     )

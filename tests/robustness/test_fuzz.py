@@ -128,7 +128,7 @@ def restore(made):
     made.__post_init__()
     made.catalog(TABLE)
     made.gaia(GAIA)
-    cfg = made.cfg(zp=dict(enabled=True, min_box_size_pix=10), epsf=dict(epsf_ngrid=1, ngrid=1))
+    cfg = made.as_written(zp=dict(enabled=True, min_box_size_pix=10), epsf=dict(epsf_ngrid=1, ngrid=1))
     (made.folder / "config.yaml").write_text(to_yaml(cfg))
 
 
