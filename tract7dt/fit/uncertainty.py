@@ -210,9 +210,11 @@ def level_terms(
 
     The last index of the former, and the first of the latter, is the band whose level is off.
     """
-    inverse, info = outcome.state.inverse, outcome.plan.pixels.sky_info
+    inverse, info, off = outcome.state.inverse, outcome.plan.pixels.sky_info, outcome.state.sky
     error, prior = np.array([(band.sky_error, band.sky_prior) for band in problem.bands]).T
-    push = info * np.sqrt(np.where(error > prior, error**2 - np.where(error > prior, prior, 0) ** 2, 0))
+    beyond = lambda size: np.sqrt(np.where(size > prior, size**2 - np.where(size > prior, prior, 0) ** 2, 0))
+    variance = inverse[:, -1, -1] + np.sum(spread[:, -1] * response[:, -1], axis=1)
+    push = np.hypot(info * beyond(error), beyond(np.abs(off)) / variance)
     moved = response @ spread[:, -1].T
     moved[np.arange(len(push)), :, np.arange(len(push))] += inverse[:, :, -1]
     return -moved * push, spread[:, -1] * push[:, None]

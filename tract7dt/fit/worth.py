@@ -174,15 +174,16 @@ def _core(
     info: np.ndarray,  # inverse variance of C, 0 outside, [B, h, w]
     m: np.ndarray,  # the own model, [B, h, w]
     factor: np.ndarray,  # how noise adds up over C, [B]
+    pixel: np.ndarray,  # noise of a pixel over that of the weights, [B]
 ) -> tuple[np.ndarray, np.ndarray]:
     "`misfit` and its significance in each band; NaN without a pixel."
     n = np.count_nonzero(info, axis=(1, 2))
     chi2, signal = np.einsum("bij,bij,bij->b", info, r, r), np.einsum("bij,bij,bij->b", info, m, m)
     seen = (n > 0) & (signal > 0)
     dipole = _explained(r, m, info) if min(m.shape[1:]) > 1 else 0
-    excess = np.maximum(chi2 - n, 0) * (1 - dipole)
-    misfit = np.sqrt(excess / np.where(seen, signal, 1))
-    sigma = (chi2 - n) / (factor * np.sqrt(2 * np.maximum(n, 1)))
+    beyond = chi2 - n * pixel**2
+    misfit = np.sqrt(np.maximum(beyond, 0) * (1 - dipole) / np.where(seen, signal, 1))
+    sigma = beyond / (factor * np.sqrt(2 * np.maximum(n, 1)))
     return np.where(seen, misfit, np.nan), np.where(seen, sigma, np.nan)
 
 # %% ../../nbs/06_fit/15_worth.ipynb #aperture
@@ -229,7 +230,7 @@ def _one_source(
     y: np.ndarray,  # the same
     circles: np.ndarray,  # radii of C, A, W and the ring, pixels, [4, B]
     own: tuple[Window, np.ndarray],  # the pixels of its model, and the model, [B, h, w]
-    factors: np.ndarray,  # how noise adds up over C, A and W, [3, B]
+    factors: np.ndarray,  # how noise adds up over C, A, W and a pixel, [4, B]
 ) -> dict[str, np.ndarray]:
     "What one source is worth, arrays [B]; `sky` is the sky around it."
     window, r, info = images.around(x.mean(), y.mean(), int(np.ceil(circles[3].max())) + 1)
@@ -240,7 +241,7 @@ def _one_source(
     near, wide, ring = (d2 < (radius**2)[:, None, None] for radius in circles[1:])
     small = Window.around(x.mean(), y.mean(), int(np.ceil(circles[0].max())) + 1).clip(window).within(window)
     core = info[small] * (d2[small] < (circles[0] ** 2)[:, None, None])
-    misfit, sigma = _core(r[small], core, m[small], factors[0])
+    misfit, sigma = _core(r[small], core, m[small], factors[0], factors[3])
     sky = _clipped_median(r.reshape(len(x), -1), (ring & ~wide & good).reshape(len(x), -1))
     inner = _aperture(r, info, m, near & good, factors[1])
     outer = _aperture(r, info, m, wide & good, factors[2])
@@ -366,7 +367,7 @@ def measure_worth(
         if own is None:
             continue
         circles = radii(widths, found.re[s] if np.isfinite(found.re[s]) else 0)
-        factors = _factors(problem, np.pi * circles[:3] ** 2)
+        factors = _factors(problem, np.vstack([np.pi * circles[:3] ** 2, np.ones(bands)]))
         row = _one_source(images, found.x[s] + shift[0, s], found.y[s] + shift[1, s], circles, own, factors)
         sky, seen = row.pop("sky"), np.isfinite(found.flux_cond[s])
         row["sky_effect"] = sky * (np.where(seen, found.flux_cond[s], np.nan) / sigma) ** 2
