@@ -11,7 +11,7 @@ import pytest
 
 from tract7dt.fit.engine import fit, fit_bands
 from tract7dt.fit.flags import HARD_FLAGS, BandFlag, FitFlag
-from tract7dt.fit.problem import FitOptions, FitProblem, Kind
+from tract7dt.fit.problem import FitOptions, FitProblem, Kind, NoiseModel
 from tract7dt.fit.verdict import odd_fluxes
 
 SKY_HELD = dict(sky_prior=0.0015)
@@ -155,3 +155,33 @@ def test_a_flux_is_odd_only_where_its_core_is_missed():
     misfit[5] = 0.2
     assert np.argwhere(odd_fluxes(flux, 0.01 * flux, misfit, np.arange(7))).tolist() == [[5, 3]]
     assert not odd_fluxes(flux, 0.3 * flux, misfit, np.arange(7)).any()
+
+
+def test_a_flux_prior_that_the_pixels_contradict_is_too_bright(stars):
+    "Two and a half times the flux, known to half a per cent: what comes out has more light than the data."
+    true, bands, start = stars
+    free = fit(FitProblem(bands, start))
+    prior = dict(flux_prior_mean=2.5 * free.flux, flux_prior_sigma=0.0015 * free.flux)
+    drawn = fit(FitProblem(bands, replace(start, **prior)))
+    far = drawn.flux > 1.15 * free.flux
+    assert far.mean() > 0.3 and has(drawn.band_flags[far], BandFlag.TOO_BRIGHT).mean() > 0.9
+    honest = replace(start, flux_prior_mean=free.flux, flux_prior_sigma=0.005 * free.flux)
+    assert not has(fit(FitProblem(bands, honest)).band_flags, BandFlag.TOO_BRIGHT).any()
+
+
+def test_noise_that_the_weights_do_not_know_is_no_misfit():
+    "Faint stars on a sky whose noise is twice what the weights say, which blank sky has told."
+    true, bands, start = field(Kind.STAR, (25, 50))
+    rng = np.random.default_rng(3)
+    louder = [
+        replace(
+            b,
+            image=b.image + rng.normal(size=b.image.shape) * np.sqrt(3 / b.invvar),
+            noise=NoiseModel(np.array([1.0, 100.0]), np.array([2.0, 2.0])),
+        )
+        for b in bands
+    ]
+    result = fit(FitProblem(louder, start))
+    assert has(result.band_flags, BandFlag.MISFIT).mean() < 0.03
+    deaf = fit(FitProblem([replace(b, noise=None) for b in louder], start))
+    assert has(deaf.band_flags, BandFlag.MISFIT).mean() > 0.1

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tract7dt.fit.flags import BandFlag, FitFlag, describe_band_flags
-from tract7dt.results.merge import add_verdicts, add_verdicts_by_band
+from tract7dt.results.merge import add_verdicts, add_verdicts_by_band, disputed_prior
 
 BANDS = list("griz")
 
@@ -92,3 +92,13 @@ def test_a_band_that_ran_away_alone_is_lost_alone():
     row = add_verdicts_by_band(table(fit_flags_g=int(FitFlag.RUNAWAY)), BANDS).iloc[0]
     assert not row.reliable_g and not row.fit_is_reliable_g
     assert row.reliable_r and row.fit_is_reliable and "runaway" in row.fit_quality_issues
+
+
+def test_priors_that_the_pixels_contradict_are_told():
+    "Columns of another program in other units: 2.5 times as large, drawn halfway between."
+    light = np.linspace(1000, 3000, 12)
+    rows = pd.DataFrame({"FLUX_g_fit": 1.2 * light, "FLUXERR_g_fit": 6.0, "apflux_g": 0.9 * light})
+    rows = rows.assign(apflux_resid_g=rows.apflux_g - 0.9 * rows.FLUX_g_fit, FLUX_g_ERR=0.01 * light)
+    assert abs(disputed_prior(rows.assign(FLUX_g=2.5 * light), "g") - 0.4) < 0.001
+    assert disputed_prior(rows.assign(FLUX_g=1.01 * light), "g") is None
+    assert disputed_prior(rows.assign(FLUX_g=2.5 * light)[:4], "g") is None

@@ -172,6 +172,7 @@ BAND_FLAGS = (
     FlagInfo("sky_level", True, "the sky around it is off by enough to change its flux"),
     FlagInfo("window_too_small", True, "its window misses more than 5 % of its light"),
     FlagInfo("odd_flux", True, "far from what the other bands lead to expect, and the core is misfitted"),
+    FlagInfo("too_bright", True, "the model has much more light in its aperture than the data"),
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #bandflags2

@@ -18,6 +18,7 @@ from .problem import FitProblem, FitResult, Kind
 MISFIT = 0.30  # share of the flux that the model misses in the core
 MISFIT_AND_LIGHT = (0.20, 0.08)  # that share, and the share of light left in W, where both are found
 MISFIT_SIGMA = 5.0
+MISFIT_BRIGHT = (0.20, 50.0)  # that share, and its significance, which no noise and no neighbour explain
 LIGHT_A = (0.08, 4.0)  # share of the light in A that is left, and its significance
 LIGHT_W = (0.10, 5.0)  # in W
 LIGHT_SIGMA = 3.0  # significance of the latter where the core is missed, too
@@ -31,14 +32,15 @@ def core_missed(worth) -> np.ndarray:
     both = (
         (worth.misfit > MISFIT_AND_LIGHT[0]) & (share > MISFIT_AND_LIGHT[1]) & (share > LIGHT_SIGMA * error)
     )
-    return (worth.misfit_sigma > MISFIT_SIGMA) & ((worth.misfit > MISFIT) | both)
+    bright = (worth.misfit > MISFIT_BRIGHT[0]) & (worth.misfit_sigma > MISFIT_BRIGHT[1])
+    return bright | (worth.misfit_sigma > MISFIT_SIGMA) & ((worth.misfit > MISFIT) | both)
 
 
-def light_left(worth) -> np.ndarray:
-    "Whether much of the light in A or W is in no model, bool [S, B]."
+def light_left(worth, sign: int = 1) -> np.ndarray:
+    "Whether much of the light in A or W is in no model, or (`sign` -1) much too much of it, bool [S, B]."
     (inner, inner_error), (wide, wide_error) = worth.share, worth.wide_share
-    much = (inner > LIGHT_A[0]) & (inner > LIGHT_A[1] * inner_error)
-    return much | ((wide > LIGHT_W[0]) & (wide > LIGHT_W[1] * wide_error))
+    much = (sign * inner > LIGHT_A[0]) & (sign * inner > LIGHT_A[1] * inner_error)
+    return much | ((sign * wide > LIGHT_W[0]) & (sign * wide > LIGHT_W[1] * wide_error))
 
 # %% ../../nbs/06_fit/16_verdict.ipynb #band2
 def band_flags(result: FitResult) -> np.ndarray:
@@ -52,6 +54,7 @@ def band_flags(result: FitResult) -> np.ndarray:
         BandFlag.NEGATIVE_FLUX: is_negative(flux, error),
         BandFlag.MISFIT: core_missed(worth),
         BandFlag.LIGHT_LEFT: light_left(worth),
+        BandFlag.TOO_BRIGHT: light_left(worth, -1),
         BandFlag.SKY_LEVEL: (effect > SKY_EFFECT[0] * np.abs(flux)) & (effect > SKY_EFFECT[1] * error),
     }
     return sum((int(flag) * where for flag, where in conditions.items()), np.zeros(flux.shape, np.int64))

@@ -138,7 +138,7 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return table[name].to_numpy(float, na_value=np.nan)
 
 # %% ../../nbs/08_results/01_merge.ipynb #bandbits
-POOR_PSF = 0.03  # predicted fractional error of a star's flux above which a PSF is poor
+POOR_PSF = 0.05  # predicted fractional error of a star's flux above which a PSF is poor
 
 
 def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
@@ -298,6 +298,38 @@ def _log_totals(table: pd.DataFrame) -> None:
         "".join(f", {n} {reason}" for reason, n in reasons.items()),
     )
 
+# %% ../../nbs/08_results/01_merge.ipynb #priors
+DISPUTED = (0.1, 5.0)  # priors that are off by more: share of the flux, and errors of both, in the median
+ENOUGH_PRIORS = 5  # rows that tell
+
+
+def disputed_prior(table: pd.DataFrame, band: str) -> float | None:
+    "What pixels say over the flux priors of a band, in the median, where the two contradict each other."
+    mean, sigma = numbers(table, f"FLUX_{band}"), numbers(table, f"FLUX_{band}_ERR")
+    light, left = numbers(table, f"apflux_{band}"), numbers(table, f"apflux_resid_{band}")
+    model = light - left
+    seen = numbers(table, f"FLUX_{band}_fit") * np.where(
+        model > 0, light / np.where(model > 0, model, 1), np.nan
+    )
+    error = np.hypot(sigma, numbers(table, f"FLUXERR_{band}_fit"))
+    told = (mean > 0) & (sigma > 0) & np.isfinite(seen) & (seen > DISPUTED[1] * error)
+    if told.sum() < ENOUGH_PRIORS:
+        return None
+    ratio, pull = np.median(seen[told] / mean[told]), np.median(np.abs(seen - mean)[told] / error[told])
+    return float(ratio) if abs(ratio - 1) > DISPUTED[0] and pull > DISPUTED[1] else None
+
+
+def _warn_of_priors(table: pd.DataFrame, bands) -> None:
+    "Say which bands have flux priors that the pixels contradict."
+    found = {band: ratio for band in bands if (ratio := disputed_prior(table, band)) is not None}
+    if found:
+        log.warning(
+            "%s: columns FLUX_<band> with FLUX_<band>_ERR are priors of the fit, and the pixels "
+            "contradict them in %s; priors are scaled counts (zp_ref): convert the columns, or rename them",
+            "inputs.input_catalog",
+            ", ".join(f"{band} ({ratio:.3g} times as much)" for band, ratio in found.items()),
+        )
+
 # %% ../../nbs/08_results/01_merge.ipynb #c019a
 def merge_catalogs(
     catalog: pd.DataFrame,  # of the tile after augmentation, one row per source
@@ -319,6 +351,7 @@ def merge_catalogs(
     ours = list(dict.fromkeys(c.name for c in declared + last))
     table = table[[c for c in table if c not in ours] + ours]
     _log_totals(table)
+    _warn_of_priors(table, bands)
     return table.drop(columns=[] if has_ids else "ID").rename(columns=spelling or {})
 
 # %% ../../nbs/08_results/01_merge.ipynb #c022a
