@@ -529,12 +529,14 @@ def test_a_broken_band_is_recorded_and_leaves_nothing_behind(two_bands, config, 
     )
 
 
-def test_given_psfs(two_bands, config, tmp_path):
+def test_given_psfs(two_bands, config, tmp_path, caplog):
     for band in two_bands.band_names:
         fits.writeto(tmp_path / f"{band}.fits", true_psf(band, 400, 400, size=61))
     settings = config.epsf.model_copy(update={"psf_fits": tmp_path / "{band}.fits"})
     given = config.model_copy(update={"epsf": settings})
-    grid = build_epsf(two_bands, given)
+    with caplog.at_level("INFO"):
+        grid = build_epsf(two_bands, given)
+    assert "bands against each other: not measured" in caplog.text
     write_epsf(grid, layout_in(tmp_path / "out"))
     answer = psf_for_patch(layout_in(tmp_path / "out"), "m500", "r01_c01", 500, 500, given, None)
     assert answer.source == "given"

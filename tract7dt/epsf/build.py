@@ -259,6 +259,8 @@ def given_epsf(tile, cfg) -> EPSFGrid:
     UserError
         If a file cannot be used.
     """
+    if cfg.registration.bands != "none" and len(tile.band_names) > 1:
+        log.info("bands against each other: not measured, which takes the stars of an ePSF; PSFs are given")
     cells = cells_of(tile, cfg.epsf)
     models = {band: given_psf(band, tile.shape, cfg.epsf, cells) for band in tile.band_names}
     return assemble(tile, cfg, "given", models, {band: (None, {}) for band in models}, {})
