@@ -14,7 +14,7 @@ import numpy as np
 from ..core.geometry import cell_index
 from .model import NO_FIXED, BandPSF, empty_stars, polynomial_terms
 from .neighbours import Neighbours, refit, settle
-from .profile import GRID_HALF, LNF, leading_modes, offsets, residual_modes, taper
+from .profile import GRID_HALF, LNF, centred, leading_modes, offsets, residual_modes, taper
 from tract7dt.epsf.solve import (
     AMPLITUDES,
     MIN_STARS,
@@ -216,6 +216,8 @@ def residual_rounds(
         grid, amplitude = solve_residual(stamps, theta, state, around, step, grid)
     if grid.size == 1:
         return grid, amplitude, core.cov
+    grid = centred(np.median(theta, axis=0), grid, step)
+    state = refit(stamps, theta, grid, step, state, around)
     seen = stamps, theta, grid, step, state, around
     return grid, amplitude, joint_covariance(core, amplitude, seen, shape)
 

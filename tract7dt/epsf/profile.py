@@ -400,3 +400,37 @@ def residual_modes(theta, half: int, step: float = 1.0, modes: int = MODES):
     length = CORRELATION_LENGTH * np.exp(theta[LNF])
     side = 2 * round(half / step) + 1
     return leading_modes(amplitude, x, y, length, modes).reshape(-1, side, side)
+
+# %% ../../nbs/05_epsf/00_profile.ipynb #gauge
+LARGEST_DIPOLE = 0.5  # pix, a PSF that lies further off is left where it is
+CENTRED = 1e-4  # pix
+
+
+def centred(theta, grid, step: float = 1.0) -> np.ndarray:
+    """The residual grid of the same PSF, moved so that the grid has no dipole.
+
+    Parameters
+    ----------
+    theta : array [5]
+        A typical core.
+    grid : array [g, g]
+        Adds to it.
+    step : float, pix
+        Distance of the nodes.
+    """
+    half = round((grid.shape[0] - 1) * step / 2)
+    x, y = offsets(half, step)
+    value, slopes = core(np.asarray(theta, float), x, y, moves_at)
+    place, new = np.zeros(2), grid
+    for _ in range(5):
+        move = np.linalg.solve(slopes @ slopes.T, slopes @ new.ravel())
+        place = place + move
+        if np.abs(place).max() > LARGEST_DIPOLE:
+            return grid
+        rows, columns = (shift_matrix(-off, half, half, step, step) for off in place[::-1])
+        new = (rows @ grid @ columns.T) + (core_value(theta, x + place[0], y + place[1]) - value).reshape(
+            grid.shape
+        )
+        if np.abs(move).max() < CENTRED:
+            break
+    return new
