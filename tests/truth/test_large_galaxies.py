@@ -101,15 +101,16 @@ def test_a_large_galaxy_is_measured_once_and_right(scene):
     assert row.fit_is_reliable and row.fracwindow < 0.01
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the galaxy covers the frame, and the ePSF stage takes 20 of 30 stars on its halo for clipped; "
-    "with a PSF that is a width and no more the flux is right to 0.6 %",
-)
 def test_a_large_galaxy_is_right_to_a_percent(scene):
     row = catalog_of(scene[0]).loc["large"]
     assert all(abs(row[f"FLUX_{band}_fit"] / FLUX - 1) < 0.01 for band in FWHMS)
     assert abs(row.sersic_n_fit - N) < 0.1
+
+
+def test_no_core_is_taken_for_saturated(scene):
+    "Neither stars on the halo nor small galaxies make a level; the card says 1e7."
+    catalog = catalog_of(scene[0])
+    assert not catalog[[f"saturated_{band}" for band in FWHMS]].astype(bool).any(axis=None)
 
 
 def test_its_neighbours_are_right(scene):

@@ -165,6 +165,10 @@ AGREE = 0.06  # relative difference of its halves that is good
 BARELY = 0.08  # and that is still used
 CORE_FWHM, LEAST_CORE = 0.8, 1.5  # radius of the core, FWHM; at least, pix
 LEAST_SEEN = 0.7  # share of annulus and core that must be there
+SHORT_SHARE = 0.85  # of a core, and of each of its pixels, below which they are short of light
+MIDDLE, RIM = 0.35, (0.6, 0.9)  # radius of the middle, and radii of the rim, FWHM
+LEAST_MIDDLE = 0.75  # radius of the middle, at least, pix
+PEAKED = 1.2  # ratio of middle and rim, over that of a star cut off, above which a core is not clipped
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,24 @@ def better(best: AnnulusFit, rows, found: AnnulusFit) -> AnnulusFit:
         values[rows[improved]] = getattr(found, name)[improved]
     return AnnulusFit(**arrays)
 
+# %% ../../nbs/05_epsf/10_saturation.ipynb #peaked
+def steepness(images, middle, rim) -> np.ndarray:
+    "Mean of images [N, P] in their middles over that in their rims (bool [N, P]), [N]; NaN without either."
+    inner, outer = (
+        (images * some).sum(axis=1) / np.where(some.any(axis=1), some.sum(axis=1), np.nan)
+        for some in (middle, rim)
+    )
+    return inner / np.where(outer > 0, outer, np.nan)
+
+
+def is_peaked(stars: BrightStars, fwhm: float) -> np.ndarray:
+    "Cores steeper than the predicted stars cut off at the same height: what is no clipped star, bool [N]."
+    good = flat(stars.stamps.good)
+    middle = good & (stars.radius <= max(MIDDLE * fwhm, LEAST_MIDDLE))
+    rim = good & (stars.radius > RIM[0] * fwhm) & (stars.radius <= RIM[1] * fwhm)
+    clipped = np.minimum(stars.light, stars.highest[:, None])
+    return steepness(flat(stars.stamps.data), middle, rim) > PEAKED * steepness(clipped, middle, rim)
+
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c011b
 def measure_bright(
     frame: BandFrame,  # of the band
@@ -250,7 +272,8 @@ def measure_bright(
     core = whole & flat(stamps.good) & (fit.light > 0)
     there = core.sum(axis=1) >= LEAST_SEEN * whole.sum(axis=1)
     usable = (fit.apart < BARELY) & (fit.seen > LEAST_SEEN) & there
-    return BrightStars(stamps, stamps.column + fit.dx, stamps.row + fit.dy, fit.light, radius, core, usable)
+    seen = BrightStars(stamps, stamps.column + fit.dx, stamps.row + fit.dy, fit.light, radius, core, usable)
+    return replace(seen, usable=usable & ~((seen.share < SHORT_SHARE) & is_peaked(seen, fwhm)))
 
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c015
 LEAST_GAIN = 6.0  # of ln L, by which a level is believed
@@ -306,7 +329,7 @@ def scan_levels(stars: BrightStars, known=()) -> LevelScan:
         return nothing
     (unit, scatter), rows = usual_share(stars, known), np.flatnonzero(stars.usable)
     core = (stars.light * stars.core)[rows]
-    lowest, highest = np.sort(stars.highest[rows])[-2] / EXCEEDED, stars.peak[rows].max()
+    lowest, highest = np.sort(stars.highest)[-2] / EXCEEDED, stars.peak[rows].max()
     if not (unit > 0 and 0 < lowest < highest):
         return nothing
     share, total, levels = (
@@ -326,11 +349,8 @@ def plateau(stars: BrightStars, level: float) -> float:
     return float(np.median(stars.highest[clipped])) if clipped.any() else np.inf
 
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c019
-SHORT_SHARE = 0.85  # of a core, and of each of its pixels, below which they are short of light
 SHORT_PIXELS = 0.3  # least number of touching pixels that are, in FWHM^2; at least 2
 FLAT = 1.3  # ratio of middle and rim of a core up to which it is flat
-MIDDLE, RIM = 0.35, (0.6, 0.9)  # radius of the middle, and radii of the rim, FWHM
-LEAST_MIDDLE = 0.75  # radius of the middle, at least, pix
 WHOLE_SHARE = 0.9  # of the core of a star that is whole
 WHOLE_ABOVE = 2  # whole stars of a higher peak that acquit a fainter one
 RING_ERROR = 0.12  # of the ring from which on a star is as it should be
