@@ -352,6 +352,8 @@ def with_errors(
 ) -> BandPSF:
     "The PSF with the errors of its profile and of its shape, as single stars show them, and its steps."
     seen = seen_with(psf, stars, report)
+    profile = profile_error(seen, stars.snr)
+    cov = seen.cov + profile**2 * seen.by_profile
     steps = find_steps(stars.stamps.x, stars.stamps.y, seen.change, seen.cov, psf.shape)
     told = tuple(
         STEP_WORDS.format(*np.maximum(step[:4], 0), percent=100 * np.expm1(step[4]), e=step[5:7])
@@ -359,8 +361,8 @@ def with_errors(
     )
     return replace(
         psf,
-        profile_error=profile_error(seen, stars.snr),
-        shape_scatter=shape_scatter(seen.change, seen.cov, stars.snr),
+        profile_error=profile,
+        shape_scatter=shape_scatter(seen.change, cov, stars.snr),
         steps=steps,
         warnings=psf.warnings + told,
     )

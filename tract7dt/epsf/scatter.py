@@ -37,7 +37,8 @@ class StarResiduals:
 
     change: np.ndarray  # of ln FWHM, e1, e2 that would suit the star [N, 3]
     cov: np.ndarray  # its covariance by the noise [N, 3, 3]
-    residual: np.ndarray  # of the pixels [N, P], counts
+    by_profile: np.ndarray  # what it is by pixels that are off by their whole light [N, 3, 3]
+    residual: np.ndarray  # of the pixels with a shape of the star's own [N, P], counts
     variance: np.ndarray  # of their noise: sky and photons [N, P], counts^2
     light: np.ndarray  # of the star in them [N, P], counts
     core: np.ndarray  # whether they are good and within 1 FWHM of the star, bool [N, P]
@@ -86,15 +87,19 @@ def residuals_of(
     matrix, vector = normal_equations(jacobian, weights, residual)
     matrix = matrix + np.eye(7) * (1e-12 * np.einsum("nii->n", matrix)[:, None, None] + 1e-300)
     weighted = jacobian * weights[:, None]
-    noise = (weighted * variance[:, None]) @ np.swapaxes(weighted, 1, 2)
+    noise, profile = (
+        (weighted * v[:, None]) @ np.swapaxes(weighted, 1, 2)
+        for v in (variance, flat(stamps.good) * light**2)
+    )
     inverse = np.linalg.inv(matrix)
-    own = np.linalg.solve(matrix[:, :4, :4], vector[:, :4, None])[..., 0]
+    step = (inverse @ vector[..., None])[..., 0]
     x, y = offsets(stamps.half)
     near = np.hypot(x - state.dx[:, None], y - state.dy[:, None]) <= radius
     return StarResiduals(
-        (inverse @ vector[..., None])[:, 4:, 0],
+        step[:, 4:],
         (inverse @ noise @ inverse)[:, 4:, 4:],
-        residual - np.einsum("nip,ni->np", jacobian[:, :4], own),
+        (inverse @ profile @ inverse)[:, 4:, 4:],
+        residual - np.einsum("nip,ni->np", jacobian, step),
         variance,
         light,
         near & flat(stamps.good),
@@ -103,8 +108,8 @@ def residuals_of(
 # %% ../../nbs/05_epsf/07_scatter.ipynb #c008a
 BRIGHT_SHARE = 2 / 3  # of the stars, the brightest ones, which say how wrong the profile is
 LEAST_BRIGHT = 3  # of them, at least
-FITTED_PIXELS = 3  # by which a star's own flux and place lower the sum of its squared residuals
-LEAST_PIXELS = 7  # of a core that is asked
+FITTED_PIXELS = 6  # by which a star's own flux, place and shape lower the sum of its squared residuals
+LEAST_PIXELS = 10  # of a core that is asked
 LARGEST_ERROR = 0.5  # of a profile
 
 
