@@ -499,6 +499,8 @@ def test_records_are_valid_and_complete(grid, tmp_path):
             assert one.equals(other.reset_index(drop=True).astype(one.dtypes))
         elif each.name == "registration":
             assert vars(one) == vars(other)
+        elif isinstance(one, float):  # a card holds 16 digits
+            assert one == pytest.approx(other, rel=1e-15, nan_ok=True)
         else:
             assert np.array_equal(one, other)
 

@@ -138,7 +138,7 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return table[name].to_numpy(float, na_value=np.nan)
 
 # %% ../../nbs/08_results/01_merge.ipynb #bandbits
-POOR_PSF = 0.05  # predicted fractional error of a star's flux above which a PSF is poor
+POOR_PSF = 0.08  # predicted fractional error of a star's flux above which a PSF is poor
 
 
 def band_bits(table: pd.DataFrame, band: str) -> np.ndarray:
