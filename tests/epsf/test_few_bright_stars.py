@@ -6,10 +6,13 @@ import galsim
 import numpy as np
 import pytest
 from epsf_scene import FRAME, START, aligned_truth, flux_error, image, isolated_stars, moved_to, together
+from small_inputs import Field, rows_at
 
 from tract7dt.epsf.band_fit import fit_band
 from tract7dt.epsf.band_task import few_star_psf
-from tract7dt.epsf.model import analytic_psf, polynomial_terms
+from tract7dt.epsf.model import BandPSF, analytic_psf, polynomial_terms
+from tract7dt.pipeline.commands import run_epsf
+from tract7dt.workdir.layout import Layout
 
 pytestmark = pytest.mark.xdist_group("epsf")
 LINEAR, QUADRATIC = 0.05, 0.04  # of the variation of ln FWHM from the middle to the edge
@@ -62,3 +65,34 @@ def test_one_or_two_stars_make_the_analytic_psf(count, allowed):
     own, other, predicted = np.array(rows).T
     assert np.sqrt(np.mean(own**2)) < allowed < 0.5 * np.sqrt(np.mean(other**2))
     assert 0.2 < np.sqrt(np.mean((own / predicted) ** 2)) < 1.8
+
+
+@pytest.mark.parametrize("types", ["right", "all EXP", "galaxies STAR"])
+def test_few_stars_among_many_galaxies(tmp_path, types):
+    """Nine stars among 55 galaxies without Gaia: the TYPE of the catalog says which they are. Where it says
+    nothing, or calls galaxies stars, the PSF is that of the first clump of sizes, as it always was.
+    """
+    rng, side, sigma = np.random.default_rng(11), 420, 5.0
+    grid = np.linspace(30, side - 30, 8)
+    x, y = (axis.ravel() + rng.uniform(-6, 6, 64) for axis in np.meshgrid(grid, grid))
+    star = np.isin(np.arange(64), rng.choice(64, 9, replace=False))
+    flux, re = np.where(star, 1.5e4, 10 ** rng.uniform(3.4, 4, 64)), rng.uniform(2, 4, 64)
+    psf, picture = galsim.Moffat(beta=3.3, fwhm=3.3), galsim.ImageD(side, side, xmin=0, ymin=0)
+    for k in range(64):
+        light = psf if star[k] else galsim.Convolve(galsim.Exponential(half_light_radius=re[k]), psf)
+        stamp = galsim.ImageD(71, 71)
+        stamp.setCenter(round(x[k]), round(y[k]))
+        light.withFlux(flux[k]).drawImage(stamp, scale=1.0, center=galsim.PositionD(x[k], y[k]))
+        both = stamp.bounds & picture.bounds
+        picture[both] += stamp[both]
+    field = Field(tmp_path, ("m400",), (side, side))
+    noise = rng.normal(size=(side, side)) * np.sqrt(sigma**2 + np.maximum(picture.array, 0) / 2)
+    field.image("m400", (picture.array + noise).astype("f4"), SKYSIG=sigma, SATURATE=1e7, PEEING=3.3)
+    told = dict(zip(("right", "all EXP", "galaxies STAR"), (star, star & False, ~star)))[types]
+    columns = dict(TYPE=np.where(told, "STAR", "EXP"), Re=re, ELL=0.0, THETA=0.0)
+    field.catalog(rows_at(np.column_stack([x, y]), (side, side), **columns))
+    cfg = field.cfg(epsf=dict(epsf_ngrid=1, ngrid=1))
+    run_epsf(cfg)
+    model = BandPSF.load(Layout.of(cfg.outputs).psf_model("m400"))
+    found = model.fwhm(210, 210)
+    assert (3.2 < found < 3.6) if types == "right" else found > 4

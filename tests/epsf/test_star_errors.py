@@ -42,8 +42,8 @@ def bands():
 
 
 def test_scatter_of_single_stars(bands):
-    """The polynomial takes a tenth of the scatter. A profile that is off by 2 to 3 % of the light for all stars
-    alike is within what the fit of the PSF allows for; shapes of single stars are no part of it.
+    """The polynomial takes a tenth of the scatter. A profile that is off by 2 to 3 % of the light for all
+    stars alike is within what the fit of the PSF allows for; shapes of single stars are no part of it.
     """
     widths = {name: np.sqrt(psf.shape_scatter[0, 0]) for name, psf in bands.items()}
     assert widths["even"] < 0.008 and bands["even"].profile_error < 0.04

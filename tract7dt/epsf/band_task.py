@@ -116,6 +116,7 @@ def frame_width(frame: BandFrame, sources: SourceList) -> float | None:
         sources.x[rows],
         sources.y[rows],
         sources.gaia[rows],
+        None if sources.listed is None else sources.listed[rows],
     )
 
 # %% ../../nbs/05_epsf/11_band_task.ipynb #c006c

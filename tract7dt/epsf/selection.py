@@ -18,7 +18,7 @@ from .profile import fwhm_before_pixel, offsets
 from .solve import CoreFit, degree_for, fit_core, spread, start_values, terms_degree
 from .source_list import BandFrame, SourceList, aperture_fluxes, crowding
 from .star_fit import StarStamps, flat, information, inner_light, start_state
-from .width import first_clump
+from .width import star_clump
 
 # %% ../../nbs/05_epsf/07_selection.ipynb #c007
 EDGE = 15  # a star is at least so far from the frame's edge, pix
@@ -217,7 +217,8 @@ def choose_seeds(surveys, sources: SourceList) -> np.ndarray:
     seeds = np.zeros(len(sources), bool)
     rows = np.flatnonzero(bright)
     if len(rows):
-        seeds[rows[first_clump(size[rows])]] = True
+        listed = None if sources.listed is None else sources.listed[rows]
+        seeds[rows[star_clump(size[rows], listed)]] = True
     return seeds
 
 # %% ../../nbs/05_epsf/07_selection.ipynb #c016

@@ -35,6 +35,7 @@ class SourceList:
     peak: np.ndarray  # highest pixel of the white stack [S], sigma; 0 where not detected
     detected: np.ndarray  # on the white stack, bool [S]
     gaia: np.ndarray  # in the Gaia table, bool [S]
+    listed: np.ndarray | None = None  # stars by the TYPE of the catalog, bool [S]; None: it says nothing
 
     def __len__(self) -> int:
         return len(self.x)
@@ -102,6 +103,7 @@ class Positions:
     x: np.ndarray  # pix
     y: np.ndarray  # pix
     re: np.ndarray  # half-light radii, pix; 0 for point sources
+    star: np.ndarray  # called a star by the table, bool
 
     @classmethod
     def of(
@@ -110,6 +112,7 @@ class Positions:
         y,  # may hold NaN, pix
         re=0.0,  # half-light radii, or one for all, pix
         shape: tuple[int, int] | None = None,  # rows, columns of the frame
+        star=False,  # called stars by the table, or one for all
     ) -> "Positions":
         "Rows with finite positions (inside a frame of `shape`, when given); unknown radii are 0."
         x, y = np.asarray(x, float), np.asarray(y, float)
@@ -118,7 +121,8 @@ class Positions:
             keep[keep] = (
                 (x[keep] > -0.5) & (y[keep] > -0.5) & (x[keep] < shape[1] - 0.5) & (y[keep] < shape[0] - 0.5)
             )
-        return cls(x[keep], y[keep], np.nan_to_num(np.broadcast_to(re, x.shape)[keep]))
+        radii, stars = np.broadcast_to(re, x.shape)[keep], np.broadcast_to(star, x.shape)[keep]
+        return cls(x[keep], y[keep], np.nan_to_num(radii), stars)
 
 # %% ../../nbs/05_epsf/06_source_list.ipynb #c009b
 def join_sources(
@@ -140,13 +144,12 @@ def join_sources(
     star = partners_of(gaia.x, gaia.y, x, y, gaia_radius)
     known = partners_of(catalog.x, catalog.y, x, y, CATALOG_RADIUS)
     lone = partners_of(catalog.x, catalog.y, gaia.x[star < 0], gaia.y[star < 0], CATALOG_RADIUS)
-    extra = (
-        catalog.x[(known < 0) & (lone < 0)],
-        catalog.y[(known < 0) & (lone < 0)],
-        catalog.re[(known < 0) & (lone < 0)],
-    )
+    alone = (known < 0) & (lone < 0)
+    extra = catalog.x[alone], catalog.y[alone], catalog.re[alone]
     re, is_gaia = np.zeros(len(x)), np.zeros(len(x), bool)
     re[known[known >= 0]] = catalog.re[known >= 0]
+    listed = np.zeros(len(x), bool)
+    listed[known[known >= 0]] = catalog.star[known >= 0]
     is_gaia[star[star >= 0]] = True
     re[is_gaia] = 0
     if not snap:
@@ -159,6 +162,7 @@ def join_sources(
         np.concatenate([peak, np.zeros(lost + rest)]),
         np.arange(len(x) + lost + rest) < len(x),
         np.concatenate([is_gaia, np.ones(lost, bool), np.zeros(rest, bool)]),
+        np.concatenate([listed, np.zeros(lost, bool), catalog.star[alone]]),
     )
 
 # %% ../../nbs/05_epsf/06_source_list.ipynb #c014
@@ -312,11 +316,11 @@ def catalog_positions(catalog: pd.DataFrame, shape) -> Positions:
         if "Re" in catalog
         else np.zeros(len(catalog))
     )
+    star = np.zeros(len(catalog), bool)
     if "TYPE" in catalog:
-        size = np.where(catalog["TYPE"].astype(str).str.strip().str.upper() == "STAR", 0.0, size)
-    return Positions.of(
-        catalog["x_pix_white"], catalog["y_pix_white"], np.clip(np.nan_to_num(size), 0, LARGEST_RE), shape
-    )
+        star = (catalog["TYPE"].astype(str).str.strip().str.upper() == "STAR").to_numpy(bool)
+    size = np.clip(np.nan_to_num(np.where(star, 0.0, size)), 0, LARGEST_RE)
+    return Positions.of(catalog["x_pix_white"], catalog["y_pix_white"], size, shape, star)
 
 
 def white_fwhm(bands, default_fwhm_pix: float) -> float:

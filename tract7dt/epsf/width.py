@@ -94,11 +94,23 @@ def first_clump(size) -> np.ndarray:
     lowest = order[enough & small][0] if (enough & small).any() else order[0]
     return (size >= lowest) & (size <= lowest + CLUMP)
 
+
+def star_clump(size, listed=None) -> np.ndarray:
+    "Members of the first clump of sizes [N], or of that of the listed stars (bool [N]) where it is smaller."
+    every = first_clump(size)
+    if listed is None or np.count_nonzero(listed) < LEAST_WIDTHS:
+        return every
+    own = np.zeros(len(size), bool)
+    own[listed] = first_clump(size[listed])
+    smaller = own.sum() >= LEAST_WIDTHS and np.median(size[own]) < np.median(size[every]) - CLUMP / 2
+    return own if smaller else every
+
 # %% ../../nbs/05_epsf/05_width.ipynb #c012a
 def width_of_stars(
     fwhm,  # of sources [N], pix; NaN where it is not known
     snr,  # under the weight that suits each [N]
     known=None,  # stars of Gaia, bool [N]
+    listed=None,  # stars of the catalog, bool [N]
 ) -> float | None:
     "The FWHM (pix) that the stars among sources have in common; None with fewer than three of S/N 10."
     usable = np.isfinite(fwhm) & (fwhm > 0)
@@ -111,7 +123,7 @@ def width_of_stars(
     if some.sum() < LEAST_WIDTHS:
         return None
     size = np.log(fwhm[some])
-    return float(np.exp(np.median(size[first_clump(size)])))
+    return float(np.exp(np.median(size[star_clump(size, None if listed is None else listed[some])])))
 
 # %% ../../nbs/05_epsf/05_width.ipynb #c013
 def measured_width(
@@ -122,6 +134,7 @@ def measured_width(
     x,  # of sources, the most prominent ones first [N], pix
     y,  # [N], pix
     known=None,  # stars of Gaia, bool [N]
+    listed=None,  # stars of the catalog, bool [N]
 ) -> float | None:
     "FWHM (pix) of the stars among sources in an image; None if it cannot be measured."
     x, y = np.asarray(x, float)[:MAX_WIDTHS], np.asarray(y, float)[:MAX_WIDTHS]
@@ -130,7 +143,8 @@ def measured_width(
     stamps = cut_stamps(image, good, sky_sigma, gain, x, y, np.arange(len(x)), WIDTH_HALF)
     parts = [widths_of(stamps.take(some)) for some in batches(len(stamps), stamps.pixels)]
     fwhm, snr = (np.concatenate(values) for values in zip(*parts))
-    return width_of_stars(fwhm, snr, None if known is None else np.asarray(known)[:MAX_WIDTHS])
+    known, listed = (None if some is None else np.asarray(some)[:MAX_WIDTHS] for some in (known, listed))
+    return width_of_stars(fwhm, snr, known, listed)
 
 # %% ../../nbs/05_epsf/05_width.ipynb #c017
 CARD_TOLERANCE = 1.25  # ratio of measured and header's FWHM that is believed, either way
