@@ -44,6 +44,7 @@ from epsf_scene import (
     isolated_stars,
     mixed_snr,
 )
+from scipy.ndimage import fourier_shift
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
@@ -547,6 +548,18 @@ def test_given_psfs(two_bands, config, tmp_path, caplog):
     (tmp_path / "m750.fits").unlink()
     with pytest.raises(UserError, match="m750.fits"):
         build_epsf(two_bands, given)
+
+
+def test_a_given_psf_is_moved_to_the_middle(two_bands, config, tmp_path, caplog):
+    "A stamp half a pixel off would move all sources by as much."
+    for band in two_bands.band_names:
+        fits.writeto(tmp_path / f"{band}.fits", true_psf(band, 400, 400, size=61))
+    right = build_epsf(two_bands, with_epsf(config, psf_fits=tmp_path / "{band}.fits")).bands["m500"]
+    spectrum = fourier_shift(np.fft.fft2(fits.getdata(tmp_path / "m500.fits")), (0.5, -0.4))
+    fits.writeto(tmp_path / "m500.fits", np.fft.ifft2(spectrum).real, overwrite=True)
+    moved = build_epsf(two_bands, with_epsf(config, psf_fits=tmp_path / "{band}.fits")).bands["m500"]
+    assert "m500.fits: the PSF lies (-0.40, +0.50) pix off the middle" in caplog.text
+    assert np.abs(moved.stamp(300, 300) - right.stamp(300, 300)).max() < 0.01 * right.stamp(300, 300).max()
 
 
 def test_given_psfs_of_cells(two_bands, config, tmp_path):

@@ -6,11 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/05_epsf/10_given.ipynb #imports
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import sep
 from astropy.io import fits
+from scipy.ndimage import fourier_shift
 
 from ..core.errors import UserError, not_read
 from ..core.geometry import Cell, make_cells
@@ -20,6 +23,9 @@ from .model import PROFILE_ERROR, SHAPE_SCATTER, BandPSF, analytic_psf
 from .profile import FWHM_R50
 from ..inputs.fits import READ_ERRORS
 from ..workdir.layout import psf_file
+
+# %% ../../nbs/05_epsf/10_given.ipynb #logger
+log = logging.getLogger(__name__)
 
 # %% ../../nbs/05_epsf/10_given.ipynb #c011
 FAR_FROM_MIDDLE = 2  # of a stamp's peak along an axis that is still believed, samples
@@ -56,9 +62,35 @@ def read_stamp(path: Path, key: str = "epsf.psf_fits") -> np.ndarray:
     peak = np.unravel_index(np.argmax(image), image.shape)
     if max(abs(p - image.shape[0] // 2) for p in peak) > FAR_FROM_MIDDLE:
         raise UserError(
-            f"{path}: the peak lies at pixel {peak[::-1]}, not in the middle; centre the PSF ({key})"
+            f"{path}: the peak is at pixel ({peak[1]}, {peak[0]}), not in the middle; centre the PSF ({key})"
         )
     return image
+
+# %% ../../nbs/05_epsf/10_given.ipynb #centre
+OFF_MIDDLE = 0.05  # pix, by which the centroid of a stamp may be off
+CENTRE_ROUNDS = 3  # of measuring and moving
+SIGMA_OF_R50 = 1.1774  # half-light radius of a Gaussian in its sigmas
+
+
+def off_middle(stamp: np.ndarray) -> np.ndarray:
+    "How far the windowed centroid of a stamp lies from its middle in x and y, samples."
+    middle, sigma = len(stamp) // 2, float(growth_radii(stamp)[0]) / SIGMA_OF_R50
+    x, y, _ = sep.winpos(np.ascontiguousarray(stamp, float), [middle], [middle], [sigma])
+    return np.array([x[0] - middle, y[0] - middle])
+
+
+def centred_stamp(path: Path, stamp: np.ndarray, oversamp: int) -> np.ndarray:
+    "The stamp with its centroid in the middle; a warning where it has to be moved."
+    off = off_middle(stamp) / oversamp
+    if np.hypot(*off) <= OFF_MIDDLE:
+        return stamp
+    log.warning(
+        "%s: the PSF lies (%+.2f, %+.2f) pix off the middle of its stamp; it is moved there", path, *off
+    )
+    for _ in range(CENTRE_ROUNDS):
+        x, y = off_middle(stamp)
+        stamp = np.fft.ifft2(fourier_shift(np.fft.fft2(stamp), (-y, -x))).real
+    return stamp
 
 # %% ../../nbs/05_epsf/10_given.ipynb #c011a
 def given_psf(
@@ -78,7 +110,10 @@ def given_psf(
     paths = {cell.tag: psf_file(settings.psf_fits, band, cell.tag) for cell in cells}
     different = sorted(set(paths.values()))
     side = (settings.final_psf_size - 1) * settings.oversamp + 1
-    stamps = [centre_crop(read_stamp(path), side, settings.oversamp) for path in different]
+    stamps = [
+        centre_crop(centred_stamp(path, read_stamp(path), settings.oversamp), side, settings.oversamp)
+        for path in different
+    ]
     if len({stamp.shape for stamp in stamps}) > 1:
         raise UserError(f"{pattern}: the PSFs of band {band} differ in size; make them equal")
     every = make_cells(shape, settings.epsf_ngrid)
