@@ -115,6 +115,12 @@ FLAGS = (
     FlagInfo(
         "few_reliable_bands", True, "less than two thirds of the bands with data are reliable (flags_{band})"
     ),
+    FlagInfo(
+        "absent",
+        True,
+        "injected from the Gaia table, but less than a tenth of its light is there: it has moved, perhaps, "
+        "and is another row",
+    ),
 )
 
 # %% ../../nbs/06_fit/00_flags.ipynb #c008

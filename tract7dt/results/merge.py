@@ -70,6 +70,49 @@ def join_fits(
     ours = [c for c in state if c in catalog]
     return catalog[users + ours].merge(fits, on="ID", how="left", validate="one_to_one")
 
+# %% ../../nbs/08_results/01_merge.ipynb #loss
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    "A column as floats, NaN where it is missing."
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return table[name].to_numpy(float, na_value=np.nan)
+
+# %% ../../nbs/08_results/01_merge.ipynb #absent
+PRESENT = 0.1  # of the flux that Gaia promises, in the median of the bands, below which a star is not there
+PROMISED = 10.0  # errors of the flux that Gaia promises, at least, for a band to tell
+
+
+def absent_stars(table: pd.DataFrame) -> np.ndarray:
+    "Rows that were injected from the Gaia table and whose light is not there, bool."
+    bands = [name[5:-4] for name in table if name.startswith("FLUX_") and name.endswith("_fit")]
+    bands = [band for band in bands if f"FLUX_{band}" in table]
+    injected = "gaia_" + table.get("gaia_source_id", pd.Series("", table.index)).fillna("").astype(str)
+    injected = table.get("ID", pd.Series("", table.index)).astype(str).eq(injected).to_numpy(bool)
+    if not bands or not injected.any():
+        return np.zeros(len(table), bool)
+    promised, found, error = (
+        np.column_stack([numbers(table, name.format(band)) for band in bands])
+        for name in ("FLUX_{}", "FLUX_{}_fit", "FLUXERR_{}_fit")
+    )
+    told = (promised > PROMISED * error) & np.isfinite(found)
+    share = np.where(told, found / np.where(told, promised, 1), np.nan)
+    rows = injected & told.any(axis=1)
+    rows[rows] = np.nanmedian(share[rows], axis=1) < PRESENT
+    return rows
+
+
+def _tell_absent(table: pd.DataFrame) -> None:
+    "Say which injected stars are not there."
+    names = table["ID"][absent_stars(table)].astype(str).tolist()
+    if names:
+        log.warning(
+            "%d stars injected from the Gaia table are not there (%s%s): perhaps they have moved since its "
+            "epoch; they are not reliable (absent)",
+            len(names),
+            ", ".join(names[:3]),
+            ", ..." if len(names) > 3 else "",
+        )
+
 # %% ../../nbs/08_results/01_merge.ipynb #c012
 def common_flags(table: pd.DataFrame) -> np.ndarray:
     "Bit mask (int64) per row of what only the whole run knows: exclusion, missing results, bright mask."
@@ -80,9 +123,8 @@ def common_flags(table: pd.DataFrame) -> np.ndarray:
         if "affected_by_bright_mask" in table
         else np.zeros(len(table), bool)
     )
-    return combined(
-        {FitFlag.EXCLUDED: excluded, FitFlag.NO_FIT_RESULT: ~fitted & ~excluded, FitFlag.BRIGHT_MASK: bright}
-    )
+    lost = {FitFlag.EXCLUDED: excluded, FitFlag.NO_FIT_RESULT: ~fitted & ~excluded}
+    return combined(lost | {FitFlag.BRIGHT_MASK: bright, FitFlag.ABSENT: fitted & absent_stars(table)})
 
 
 def combined(conditions: dict) -> np.ndarray:
@@ -129,13 +171,6 @@ def negative_flags(seen: np.ndarray, own: np.ndarray, negative: np.ndarray) -> n
     some = negative.any(axis=1)
     short = some & too_few(seen, own & ~negative)
     return combined({FitFlag.NEGATIVE_FLUX: short, FitFlag.NEGATIVE_FLUX_IN_BAND: some})
-
-# %% ../../nbs/08_results/01_merge.ipynb #loss
-def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
-    "A column as floats, NaN where it is missing."
-    if name not in table:
-        return np.full(len(table), np.nan)
-    return table[name].to_numpy(float, na_value=np.nan)
 
 # %% ../../nbs/08_results/01_merge.ipynb #bandbits
 POOR_PSF = 0.08  # predicted fractional error of a star's flux above which a PSF is poor
@@ -352,6 +387,7 @@ def merge_catalogs(
     table = table[[c for c in table if c not in ours] + ours]
     _log_totals(table)
     _warn_of_priors(table, bands)
+    _tell_absent(table)
     return table.drop(columns=[] if has_ids else "ID").rename(columns=spelling or {})
 
 # %% ../../nbs/08_results/01_merge.ipynb #c022a
