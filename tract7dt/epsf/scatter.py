@@ -92,14 +92,14 @@ def residuals_of(
         for v in (variance, flat(stamps.good) * light**2)
     )
     inverse = np.linalg.inv(matrix)
-    step = (inverse @ vector[..., None])[..., 0]
+    suited = (inverse @ vector[..., None])[..., 0]
     x, y = offsets(stamps.half)
     near = np.hypot(x - state.dx[:, None], y - state.dy[:, None]) <= radius
     return StarResiduals(
-        step[:, 4:],
+        suited[:, 4:],
         (inverse @ noise @ inverse)[:, 4:, 4:],
         (inverse @ profile @ inverse)[:, 4:, 4:],
-        residual - np.einsum("nip,ni->np", jacobian, step),
+        residual - np.einsum("nip,ni->np", jacobian, suited),
         variance,
         light,
         near & flat(stamps.good),
