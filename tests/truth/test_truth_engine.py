@@ -210,9 +210,8 @@ def rise_at_true_fluxes(field: int) -> float:
 def minus_two_ln_p(problem: FitProblem) -> float:
     "What the fit has minimised, at its end."
     result, start = fit(problem), Start.of(problem.sources).theta
-    theta = np.column_stack(
-        [result.x, result.y, *native_from_catalog(result.re, result.ab, result.theta), result.n]
-    )
+    shapes = native_from_catalog(result.re, result.ab, result.theta)
+    theta = np.column_stack([result.x, result.y, *shapes, result.n, np.nan_to_num(result.gradient)])
     return (
         result.chi2_total.sum()
         + prior_penalty(Rules.make(problem.sources, start, problem.options), theta).sum()
