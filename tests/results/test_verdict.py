@@ -106,9 +106,9 @@ def test_priors_that_the_pixels_contradict_are_told():
 
 def test_an_injected_star_without_light_is_absent():
     "A matched row of the user's with the same faint flux is not."
-    rows = table(ID=["gaia_7"], gaia_source_id=["7"], **{f"FLUX_{band}": 4000.0 for band in BANDS})
+    rows = table(gaia_source_id=["7"], _is_injected_gaia=True, **{f"FLUX_{band}": 4000.0 for band in BANDS})
     row = add_verdicts(rows, BANDS).iloc[0]
     assert not row.fit_is_reliable and row.fit_quality_issues == "absent"
-    assert add_verdicts(rows.assign(ID="a"), BANDS).fit_is_reliable[0]
+    assert add_verdicts(rows.assign(_is_injected_gaia=False), BANDS).fit_is_reliable[0]
     there = rows.assign(**{f"FLUX_{band}": 150.0 for band in BANDS})
     assert add_verdicts(there, BANDS).fit_is_reliable[0]

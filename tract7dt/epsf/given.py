@@ -19,6 +19,7 @@ from ..core.errors import UserError, not_read
 from ..core.geometry import Cell, make_cells
 from ..core.reading import quiet
 from ..core.stamps import centre_crop, growth_radii
+from ..core.statistics import FWHM_OF_SIGMA
 from .model import PROFILE_ERROR, SHAPE_SCATTER, BandPSF, analytic_psf
 from .profile import FWHM_R50
 from ..inputs.fits import READ_ERRORS
@@ -69,12 +70,11 @@ def read_stamp(path: Path, key: str = "epsf.psf_fits") -> np.ndarray:
 # %% ../../nbs/05_epsf/10_given.ipynb #centre
 OFF_MIDDLE = 0.05  # pix, by which the centroid of a stamp may be off
 CENTRE_ROUNDS = 3  # of measuring and moving
-SIGMA_OF_R50 = 1.1774  # half-light radius of a Gaussian in its sigmas
 
 
 def off_middle(stamp: np.ndarray) -> np.ndarray:
     "How far the windowed centroid of a stamp lies from its middle in x and y, samples."
-    middle, sigma = len(stamp) // 2, float(growth_radii(stamp)[0]) / SIGMA_OF_R50
+    middle, sigma = len(stamp) // 2, FWHM_R50 * float(growth_radii(stamp)[0]) / FWHM_OF_SIGMA
     x, y, _ = sep.winpos(np.ascontiguousarray(stamp, float), [middle], [middle], [sigma])
     return np.array([x[0] - middle, y[0] - middle])
 
@@ -88,8 +88,8 @@ def centred_stamp(path: Path, stamp: np.ndarray, oversamp: int) -> np.ndarray:
         "%s: the PSF lies (%+.2f, %+.2f) pix off the middle of its stamp; it is moved there", path, *off
     )
     for _ in range(CENTRE_ROUNDS):
-        x, y = off_middle(stamp)
-        stamp = np.fft.ifft2(fourier_shift(np.fft.fft2(stamp), (-y, -x))).real
+        back = -off_middle(stamp)[::-1]
+        stamp = np.fft.ifft2(fourier_shift(np.fft.fft2(stamp), back)).real
     return stamp
 
 # %% ../../nbs/05_epsf/10_given.ipynb #c011a

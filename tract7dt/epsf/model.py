@@ -288,50 +288,6 @@ def stamp_gradient(
 
     return np.stack([change(reach[0], 0.0), change(0.0, reach[1])])
 
-# %% ../../nbs/05_epsf/01_model.ipynb #err04
-def shape_slopes(
-    theta,  # numbers of the core [5]
-    stamp: np.ndarray,  # the PSF there [n, n]
-    oversamp: int,  # its samples per pixel and axis
-) -> np.ndarray:
-    "Change [3, n, n] of a stamp per unit of ln FWHM, e1 and e2, that of its core."
-    side = len(stamp)
-    x, y = (part / oversamp for part in offsets(side // 2))
-    slopes = core(theta, x, y)[1][BY_LNF : BY_LNF + 3].reshape(3, side, side)
-    return slopes - stamp * (slopes.sum(axis=(1, 2)) / stamp.sum())[:, None, None]
-
-# %% ../../nbs/05_epsf/01_model.ipynb #star
-WING_SHARE = 0.3  # of what differs in width from star to star: the wings, too, not the core alone
-FAINT = 0.002  # of the peak, below which light does not weigh on the comparison of two changes
-
-
-def blurs(stamp: np.ndarray) -> np.ndarray:
-    "Second derivatives of a stamp [3, n, n]: xx + yy, xx - yy and 2 xy, per squared sample."
-    around = np.pad(stamp, 1, mode="edge")
-    at = lambda dy, dx: around[1 + dy : around.shape[0] - 1 + dy, 1 + dx : around.shape[1] - 1 + dx]
-    xx, yy = at(0, 1) + at(0, -1) - 2 * stamp, at(1, 0) + at(-1, 0) - 2 * stamp
-    xy = (at(1, 1) + at(-1, -1) - at(1, -1) - at(-1, 1)) / 4
-    return np.stack([xx + yy, xx - yy, 2 * xy])
-
-
-def star_slopes(
-    theta,  # numbers of the core [5]
-    stamp: np.ndarray,  # the PSF there [n, n]
-    oversamp: int,  # its samples per pixel and axis
-) -> np.ndarray:
-    "Change [3, n, n] of a stamp per unit of ln FWHM, e1 and e2 by which the cores of single stars differ."
-    scaled, blurred = shape_slopes(theta, stamp, oversamp), blurs(stamp)
-    weight = 1 / (np.maximum(stamp, 0) + FAINT * stamp.max())
-    nuisances = np.stack([stamp, np.ones_like(stamp)])
-    out = []
-    for own, blur in zip(scaled, blurred):
-        base = np.concatenate([own[None], nuisances]).reshape(3, -1)
-        matrix = (base * weight.ravel()) @ base.T
-        share = np.linalg.solve(matrix, (base * weight.ravel()) @ blur.ravel())[0]
-        out.append(WING_SHARE * own + (1 - WING_SHARE) * blur / share)
-    slopes = np.stack(out)
-    return slopes - stamp * (slopes.sum(axis=(1, 2)) / stamp.sum())[:, None, None]
-
 # %% ../../nbs/05_epsf/01_model.ipynb #c013
 def flux_slopes(
     theta,  # numbers of the core [5]

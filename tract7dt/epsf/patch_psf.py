@@ -17,7 +17,8 @@ from ..core.geometry import make_cells
 from ..core.reading import Damaged, damaged, reading
 from ..core.stamps import centre_crop
 from ..core.writing import atomic_path, fingerprint
-from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf, star_slopes
+from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf
+from .scatter import shape_slopes, star_slopes
 from .solve import MIN_STARS
 from ..fit.gaussian_psf import hybrid_psf, mixture_psf
 from ..fit.problem import BandOffset, PixelPSF, PSFError
@@ -165,7 +166,7 @@ def with_error(
     theta,  # numbers of the core there [5]
 ) -> PatchPSF:
     "The PSF with the errors of single stars."
-    slopes = star_slopes(theta, psf.stamp, psf.oversamp)
+    slopes = star_slopes(shape_slopes(theta, psf.stamp, psf.oversamp), psf.stamp)
     error = PSFError(model.profile_error, model.shape_scatter, slopes, model.registration.scatter)
     return replace(psf, error=error)
 

@@ -235,10 +235,17 @@ def better(best: AnnulusFit, rows, found: AnnulusFit) -> AnnulusFit:
     return AnnulusFit(**arrays)
 
 # %% ../../nbs/05_epsf/10_saturation.ipynb #peaked
-def steepness(images, middle, rim) -> np.ndarray:
-    "Mean of images [N, P] in their middles over that in their rims (bool [N, P]), [N]; NaN without either."
+def steepness(
+    images,  # [..., P]
+    radius,  # of their pixels, from the star [..., P], pix
+    fwhm: float,  # of a star's image, pix
+    good=True,  # pixels that count, bool [..., P]
+) -> np.ndarray:
+    "Mean of images in their middles over that in their rims [...]; NaN where there is none."
+    middle = good & (radius <= max(MIDDLE * fwhm, LEAST_MIDDLE))
+    rim = good & (radius > RIM[0] * fwhm) & (radius <= RIM[1] * fwhm)
     inner, outer = (
-        (images * some).sum(axis=1) / np.where(some.any(axis=1), some.sum(axis=1), np.nan)
+        (images * some).sum(axis=-1) / np.where(some.any(axis=-1), some.sum(axis=-1), np.nan)
         for some in (middle, rim)
     )
     return inner / np.where(outer > 0, outer, np.nan)
@@ -246,11 +253,9 @@ def steepness(images, middle, rim) -> np.ndarray:
 
 def is_peaked(stars: BrightStars, fwhm: float) -> np.ndarray:
     "Cores steeper than the predicted stars cut off at the same height: what is no clipped star, bool [N]."
-    good = flat(stars.stamps.good)
-    middle = good & (stars.radius <= max(MIDDLE * fwhm, LEAST_MIDDLE))
-    rim = good & (stars.radius > RIM[0] * fwhm) & (stars.radius <= RIM[1] * fwhm)
-    clipped = np.minimum(stars.light, stars.highest[:, None])
-    return steepness(flat(stars.stamps.data), middle, rim) > PEAKED * steepness(clipped, middle, rim)
+    clipped, where = np.minimum(stars.light, stars.highest[:, None]), (stars.radius, fwhm)
+    data, good = flat(stars.stamps.data), flat(stars.stamps.good)
+    return steepness(data, *where, good) > PEAKED * steepness(clipped, *where, good)
 
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c011b
 def measure_bright(
@@ -361,15 +366,6 @@ def touching(short, side: int) -> int:
     groups, count = label(short.reshape(side, side), np.ones((3, 3)))
     return int(np.bincount(groups.ravel())[1:].max()) if count else 0
 
-
-def is_flat(data, radius, fwhm: float) -> bool:
-    "Whether the middle of a star (pixels [P] at radii [P]) is not much brighter than its rim."
-    middle, rim = (
-        radius <= max(MIDDLE * fwhm, LEAST_MIDDLE),
-        (radius > RIM[0] * fwhm) & (radius <= RIM[1] * fwhm),
-    )
-    return bool(middle.any() and rim.any() and data[middle].mean() < FLAT * data[rim].mean())
-
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c019b
 def lost_radius(data, light, radius) -> float | None:
     "Radius (pix) of the first ring whose data [P] are within 12 % of the predicted light [P], if any."
@@ -390,7 +386,7 @@ def hollow_core(
     group = touching(short & (data < SHORT_SHARE * light), round(len(short) ** 0.5))
     if group < max(2, SHORT_PIXELS * fwhm**2):
         return None
-    return lost_radius(data, light, radius) if is_flat(data, radius, fwhm) else None
+    return lost_radius(data, light, radius) if steepness(data, radius, fwhm) < FLAT else None
 
 # %% ../../nbs/05_epsf/10_saturation.ipynb #c019a
 def hollow_cores(

@@ -21,6 +21,7 @@ from .patch_psf import header_fwhm
 from .profile import core_value, fwhm_before_pixel, offsets
 from .star_fit import StarStamps, cut_stamps
 from .width import measured_width
+from ..inputs.start_values import normal_type
 from ..tile.background import subtract_background
 from ..tile.bright_mask import set_sep_limits
 
@@ -318,7 +319,7 @@ def catalog_positions(catalog: pd.DataFrame, shape) -> Positions:
     )
     star = np.zeros(len(catalog), bool)
     if "TYPE" in catalog:
-        star = (catalog["TYPE"].astype(str).str.strip().str.upper() == "STAR").to_numpy(bool)
+        star = normal_type(catalog["TYPE"]).eq("STAR").to_numpy(bool)
     size = np.clip(np.nan_to_num(np.where(star, 0.0, size)), 0, LARGEST_RE)
     return Positions.of(catalog["x_pix_white"], catalog["y_pix_white"], size, shape, star)
 

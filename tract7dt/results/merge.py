@@ -18,6 +18,7 @@ from astropy.table import MaskedColumn, Table
 from astropy.table.meta import YamlParseError
 
 from tract7dt.core.columns import (
+    INJECTED,
     INTERNAL_COLUMNS,
     STATE_COLUMNS,
     all_columns,
@@ -67,7 +68,7 @@ def join_fits(
     fits = fits[["ID"] + [c for c in declared if c in fits]]
     state = [c.name for c in STATE_COLUMNS]
     users = [c for c in catalog if c not in state and c not in declared and c not in INTERNAL_COLUMNS]
-    ours = [c for c in state if c in catalog]
+    ours = [c for c in (*state, INJECTED) if c in catalog]
     return catalog[users + ours].merge(fits, on="ID", how="left", validate="one_to_one")
 
 # %% ../../nbs/08_results/01_merge.ipynb #loss
@@ -86,9 +87,7 @@ def absent_stars(table: pd.DataFrame) -> np.ndarray:
     "Rows that were injected from the Gaia table and whose light is not there, bool."
     bands = [name[5:-4] for name in table if name.startswith("FLUX_") and name.endswith("_fit")]
     bands = [band for band in bands if f"FLUX_{band}" in table]
-    injected = "gaia_" + table.get("gaia_source_id", pd.Series("", table.index)).fillna("").astype(str)
-    injected = table.get("ID", pd.Series("", table.index)).astype(str).eq(injected).to_numpy(bool)
-    if not bands or not injected.any():
+    if INJECTED not in table or not table[INJECTED].any() or not bands:
         return np.zeros(len(table), bool)
     promised, found, error = (
         np.column_stack([numbers(table, name.format(band)) for band in bands])
@@ -96,21 +95,20 @@ def absent_stars(table: pd.DataFrame) -> np.ndarray:
     )
     told = (promised > PROMISED * error) & np.isfinite(found)
     share = np.where(told, found / np.where(told, promised, 1), np.nan)
-    rows = injected & told.any(axis=1)
+    rows = table[INJECTED].to_numpy(bool) & told.any(axis=1)
     rows[rows] = np.nanmedian(share[rows], axis=1) < PRESENT
     return rows
 
 
 def _tell_absent(table: pd.DataFrame) -> None:
     "Say which injected stars are not there."
-    names = table["ID"][absent_stars(table)].astype(str).tolist()
-    if names:
+    names = table["ID"][(table["fit_flags"] & int(FitFlag.ABSENT)) != 0]
+    if len(names):
         log.warning(
-            "%d stars injected from the Gaia table are not there (%s%s): perhaps they have moved since its "
+            "%d stars injected from the Gaia table are not there (%s): perhaps they have moved since its "
             "epoch; they are not reliable (absent)",
             len(names),
-            ", ".join(names[:3]),
-            ", ..." if len(names) > 3 else "",
+            list_some(names, 3),
         )
 
 # %% ../../nbs/08_results/01_merge.ipynb #c012
@@ -359,9 +357,9 @@ def _warn_of_priors(table: pd.DataFrame, bands) -> None:
     found = {band: ratio for band in bands if (ratio := disputed_prior(table, band)) is not None}
     if found:
         log.warning(
-            "%s: columns FLUX_<band> with FLUX_<band>_ERR are priors of the fit, and the pixels "
-            "contradict them in %s; priors are scaled counts (zp_ref): convert the columns, or rename them",
-            "inputs.input_catalog",
+            "inputs.input_catalog: columns FLUX_<band> with FLUX_<band>_ERR are priors of the fit, and the "
+            "pixels contradict them in %s; priors are scaled counts (zp_ref): convert the columns, or rename "
+            "them",
             ", ".join(f"{band} ({ratio:.3g} times as much)" for band, ratio in found.items()),
         )
 
@@ -388,7 +386,8 @@ def merge_catalogs(
     _log_totals(table)
     _warn_of_priors(table, bands)
     _tell_absent(table)
-    return table.drop(columns=[] if has_ids else "ID").rename(columns=spelling or {})
+    hidden = [INJECTED] if has_ids else [INJECTED, "ID"]
+    return table.drop(columns=hidden, errors="ignore").rename(columns=spelling or {})
 
 # %% ../../nbs/08_results/01_merge.ipynb #c022a
 def _writable(values: pd.Series) -> np.ndarray:
