@@ -8,7 +8,8 @@ fitted again from their payloads by the program as it is now, without it the sto
 
 Columns: `stars`; `scatter` of flux over aperture; `apertures`, that of two apertures among themselves;
 `error`, the median FLUXERR over flux; `ratio`, scatter over error; `pull`, the width of the differences each
-over its own error; `chi2`, the median chi2/npix; `noise`, what the aperture's own noise adds to `scatter`.
+over its own error; `both`, scatter over FLUXERR and the noise of the aperture; `chi2`, the median chi2/npix;
+`noise`, that of the aperture, over its flux.
 """
 
 import argparse
@@ -114,7 +115,8 @@ def apertures(fit, rows: np.ndarray) -> dict[str, np.ndarray]:
                     continue
                 out[name][k, b] = (mask.cutout(image) * mask.data).sum()
                 if radius == RADIUS:
-                    out["noise"][k, b] = np.sqrt((mask.data / mask.cutout(band.invvar)).sum())
+                    factor = 1.0 if band.noise is None else float(band.noise.at(mask.data.sum()))
+                    out["noise"][k, b] = factor * np.sqrt((mask.data / mask.cutout(band.invvar)).sum())
     return out
 
 
@@ -162,6 +164,7 @@ def table_of(rows: pd.DataFrame) -> pd.DataFrame:
             error=error.median(),
             ratio=scatter / error.median(),
             pull=width((off - off.median()) / error),
+            both=scatter / np.hypot(error, band["noise"] / band["ap7"]).median(),
             chi2=band["chi2"].median(),
             noise=(band["noise"] / band["ap7"]).median(),
         )

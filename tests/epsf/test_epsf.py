@@ -129,7 +129,7 @@ def test_a_cell_that_differs_from_the_band(snr, eps, peak, rms):
     fit = fit_band("m500", FRAME, 4, stars, START)
     stamp = fit.psf.stamp(*place)
     truth = aligned_truth(stamp, aberrated(3.09))
-    assert fit.psf.tau >= 0.01
+    assert fit.psf.tau >= 0.01 or fit.psf.followed[0] >= 0.01
     assert abs(flux_error(stamp, truth)) <= eps
     assert abs(stamp.max() / truth.max() - 1) <= peak
     assert core_rms(stamp, truth) <= rms

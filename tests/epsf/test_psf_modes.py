@@ -10,6 +10,7 @@ from small_inputs import SCALE, Field, rows_at
 from tract7dt.config.schema import MoffatPsf, PatchRun
 from tract7dt.epsf.model import BandPSF
 from tract7dt.epsf.patch_psf import fallback_stamp, mixture_stamp
+from tract7dt.fit.problem import PSFError
 from tract7dt.patches.fit import fit_patch
 from tract7dt.patches.geometry import build_patches
 from tract7dt.patches.payload import build_patch_inputs, read_payload
@@ -191,7 +192,7 @@ def test_the_seeing_of_the_header_makes_the_fallback(tmp_path, cards, fwhm):
 def test_a_star_in_the_corner_has_the_psf_of_the_corner(payload, run_and_layout):
     """An image of one star far from the middle of its patch, drawn with the band's model there, five times as
     variable as the real one: with weights by its photons the flux is off by a tenth of a percent, and the
-    gradient takes nine tenths of that."""
+    gradient takes nine tenths of that. (With the error of its profile the core would be summed up.)"""
     cfg, layout = run_and_layout
     model = BandPSF.load(layout.psf_model("m650"))
     terms = model.coef.copy()
@@ -216,6 +217,7 @@ def test_a_star_in_the_corner_has_the_psf_of_the_corner(payload, run_and_layout)
         TYPE="STAR", x_pix_patch=float(x - roi.x0), y_pix_patch=float(y - roi.y0)
     )
     alone = replace(payload, bands=(cut,), sources=sources)
-    moving = fit_patch(alone, {"m650": psfs["m650"]}, cfg).result.flux[0, 0]
-    still = fit_patch(alone, {"m650": replace(psfs["m650"], gradient=None)}, cfg).result.flux[0, 0]
+    exact = replace(psfs["m650"], error=PSFError())
+    moving = fit_patch(alone, {"m650": exact}, cfg).result.flux[0, 0]
+    still = fit_patch(alone, {"m650": replace(exact, gradient=None)}, cfg).result.flux[0, 0]
     assert abs(moving / 1e5 - 1) < 0.1 * abs(still / 1e5 - 1) and abs(still / 1e5 - 1) > 0.0005

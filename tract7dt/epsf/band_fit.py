@@ -45,6 +45,7 @@ from tract7dt.epsf.star_fit import (
 )
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #imports2
+from .kriging import Kriging, krige
 from .scatter import find_steps, profile_error, shape_scatter, star_residuals
 from .solve import grid_moves, grouped_equations, jackknife, mode_response, star_groups
 
@@ -262,8 +263,7 @@ def finish_band(
     notes: tuple[str, ...] = (),  # what a user should know
 ) -> BandFit:
     "Compare every star with the band's PSF, drop the bad ones, solve the cells and put the model together."
-    theta = core.theta(polynomial_terms(stars.stamps.x, stars.stamps.y, shape, terms_degree(core)))
-    report = report_stars(stars, theta, grid if grid.size > 1 else None, step)
+    report, beyond = report_where(stars, core, grid if grid.size > 1 else None, step, shape)
     used, weight = ~bad_fit(report.chi2), star_weights(report.chi2)
     cell = cell_index(shape, ngrid, stars.stamps.x, stars.stamps.y)
     h, g = weight[:, None, None] * report.h, weight[:, None] * report.g
@@ -288,8 +288,9 @@ def finish_band(
         rejected_fraction=float(1 - used.mean()),
         stars=empty_stars(),
         warnings=notes,
+        variation=beyond.table,
     )
-    return BandFit(with_errors(psf, stars.take(used), report.take(used)), used, report)
+    return BandFit(with_errors(psf, stars.take(used), report.take(used), beyond.take(used)), used, report)
 
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #c007i
 def report_stars(
@@ -331,6 +332,25 @@ def report_some(
         around=near,
     )
 
+# %% ../../nbs/05_epsf/08_band_fit.ipynb #kr01
+def report_where(
+    stars: BandStars,  # N of them
+    core: CoreFit,  # of the band
+    grid,  # residual grid [g, g], or None
+    step: float,  # distance of its nodes, pix
+    shape: tuple[int, int],  # rows, columns of the frame
+) -> tuple[StarReport, Kriging]:
+    "Compare stars with the PSF of their places, and what they say of it beyond the polynomial."
+    x, y = stars.stamps.x, stars.stamps.y
+    theta = core.theta(polynomial_terms(x, y, shape, terms_degree(core)))
+    report = report_stars(stars, theta, grid, step)
+    cov = np.linalg.inv(report.h * star_weights(report.chi2)[:, None, None] + np.eye(3) * 1e-12)
+    beyond = krige(x, y, theta[:, :3] + report.change, cov, ~bad_fit(report.chi2), core.coef, shape)
+    if beyond:
+        theta[:, :3] += beyond.at_stars
+        report = report_stars(stars, theta, grid, step)
+    return report, beyond
+
 # %% ../../nbs/05_epsf/08_band_fit.ipynb #err02
 def seen_with(
     psf: BandPSF,  # of the band
@@ -349,11 +369,15 @@ def with_errors(
     psf: BandPSF,  # of the band
     stars: BandStars,  # those that it was made of
     report: StarReport,  # on them
+    beyond: Kriging,  # what they said of the PSF between them
 ) -> BandPSF:
-    "The PSF with the errors of its profile and of its shape, as single stars show them, and its steps."
+    """The PSF with the errors of its profile and of its shape, as single stars show them, and its steps.
+
+    The scatter of shapes is that of stars about what the others say of their places.
+    """
     seen = seen_with(psf, stars, report)
     profile = profile_error(seen, stars.snr)
-    cov = seen.cov + profile**2 * seen.by_profile
+    cov = seen.cov + profile**2 * seen.by_profile + beyond.variance[..., None] * np.eye(3)
     steps = find_steps(stars.stamps.x, stars.stamps.y, seen.change, seen.cov, psf.shape)
     told = tuple(
         STEP_WORDS.format(*np.maximum(step[:4], 0), percent=100 * np.expm1(step[4]), e=step[5:7])
@@ -362,7 +386,7 @@ def with_errors(
     return replace(
         psf,
         profile_error=profile,
-        shape_scatter=shape_scatter(seen.change, cov, stars.snr),
+        shape_scatter=shape_scatter(seen.change - beyond.by_others, cov, stars.snr),
         steps=steps,
         warnings=psf.warnings + told,
     )

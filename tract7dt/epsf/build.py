@@ -15,7 +15,7 @@ import numpy as np
 from ..core.geometry import Cell, active_cells
 from ..core.writing import atomic_path, write_csv, write_json
 from .band_task import StarsSeen, fit_task, middle_box, saturation_told, stars_in, survey_task
-from .cells import CellContext, cell_product
+from .cells import CellContext, cell_product, followed_words
 from .given import given_psf
 from .grid import BandFailure, EPSFGrid, summary_order
 from .model import NOTHING_FOUND, BandPSF, Saturation
@@ -223,7 +223,8 @@ def assemble(
     cells, products = cells_of(tile, cfg.epsf), []
     for band in sorted(models):
         width, backgrounds = found[band]
-        log.info("ePSF of band %s: %s, %d stars", band, models[band].source, models[band].nstars)
+        beyond = f"; {followed_words(models[band].followed)}" if models[band].followed.any() else ""
+        log.info("ePSF of band %s: %s, %d stars%s", band, models[band].source, models[band].nstars, beyond)
         for warning in models[band].warnings:
             log.warning("ePSF of band %s: %s", band, warning)
         for cell in cells:

@@ -104,12 +104,23 @@ def in_words(value, form: str, factor: float = 1.0) -> str:
     return "–" if value is None or value != value else form.format(factor * value)
 
 # %% ../../nbs/05_epsf/13_cells.ipynb #err01
+def followed_words(followed) -> str:
+    "What of ln FWHM, e1 and e2 [3] the stars show beyond a polynomial of the place, as text."
+    lnf, e1, e2 = followed
+    return (
+        f"followed beyond the polynomial, rms over the frame: {100 * lnf:.1f} % of the FWHM, "
+        f"({e1:.3f}, {e2:.3f}) of the ellipticity"
+    )
+
+
 def scatter_lines(band: dict) -> list[tuple[str, str]]:
     "How far single stars are from the PSF of a band, as text; nothing for records of older versions."
     if "profile_error" not in band:
         return []
     lnf, e1, e2 = np.sqrt(np.diag(np.asarray(band["shape_scatter"], float)))
-    return [
+    followed = np.asarray(band.get("followed", np.zeros(3)), float)
+    beyond = [("between the stars", followed_words(followed))] if followed.any() else []
+    return beyond + [
         (
             "single stars",
             f"a pixel is off by {100 * band['profile_error']:.1f} % of its light, the FWHM scatters by "
@@ -362,6 +373,7 @@ def band_numbers(psf: BandPSF) -> dict[str, object]:
         "tau": psf.tau,
         "profile_error": psf.profile_error,
         "shape_scatter": psf.shape_scatter,
+        "followed": psf.followed,
         "position_scatter": psf.registration.scatter,
         "steps": [dict(zip(STEP_COLUMNS, step)) for step in psf.steps.tolist()],
         "nstars": psf.nstars,

@@ -203,4 +203,4 @@ def neighbours_at(
         return Neighbours.nobody(len(x))
     sources = view.sources
     _, star = cKDTree(np.column_stack([sources.x, sources.y])).query(np.column_stack([x, y]))
-    return find_neighbours(sources.x, sources.y, sources.re, view.flux, star, half)
+    return find_neighbours(sources.x, sources.y, sources.re, view.flux, star, half, sources.in_catalog)

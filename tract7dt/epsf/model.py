@@ -15,7 +15,7 @@ import pandas as pd
 from astropy.io import fits
 from astropy.table import Table
 from scipy.linalg import block_diag
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, map_coordinates
 
 from ..core.geometry import cell_index, make_cells
 from ..core.reading import damaged, quiet, reading
@@ -31,6 +31,7 @@ from tract7dt.epsf.profile import (
     offsets,
 )
 from .registration import NOT_REGISTERED, BandRegistration, registration_from, registration_table
+from .widening import reshaped
 from ..workdir.layout import Layout
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c007
@@ -92,6 +93,24 @@ STEP_COLUMNS = ("x0", "x1", "y0", "y1", "ln_fwhm", "e1", "e2", "gain")  # edges 
 NO_STEPS = np.zeros((0, len(STEP_COLUMNS)))  # of a PSF that steps nowhere
 PROFILE_ERROR = 0.02  # of a PSF whose stars were not asked, over the light of a star in a pixel
 SHAPE_SCATTER = np.diag([0.02, 0.01, 0.01]) ** 2  # and the covariance of ln FWHM, e1, e2 of its stars
+NO_VARIATION = np.zeros((2, 3, 1, 1))  # of a PSF that its polynomial describes
+FOLLOWED_ERROR = 0.14  # of the flux of a star, per change of ln FWHM beyond the polynomial
+
+# %% ../../nbs/05_epsf/01_model.ipynb #var01
+def at_nodes(
+    table,  # values on nodes, the outermost on the frame's edges [q, rows, columns]
+    x,  # positions in the frame [...], pix
+    y,  # [...], pix
+    shape: tuple[int, int],  # rows, columns of the frame
+) -> np.ndarray:
+    "Values [..., q] of a table at positions; beyond the frame those of its edge."
+    x, y = np.broadcast_arrays(np.asarray(x, float), y)
+    row, column = (
+        np.ravel(place) * (count - 1) / max(side - 1, 1)
+        for place, side, count in zip((y, x), shape, np.shape(table)[1:])
+    )
+    values = [map_coordinates(one, (row, column), order=1, mode="nearest") for one in table]
+    return np.stack(values, axis=-1).reshape(*x.shape, len(values))
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c010a
 @dataclass(frozen=True)
@@ -126,6 +145,7 @@ class BandModel:
     profile_error: float = PROFILE_ERROR  # scatter of a star's pixel beyond its noise, over its light there
     shape_scatter: np.ndarray = field(default_factory=SHAPE_SCATTER.copy)  # of stars' ln FWHM, e1, e2 [3, 3]
     steps: np.ndarray = field(default_factory=NO_STEPS.copy)  # boxes where it differs, `STEP_COLUMNS` [K, 8]
+    variation: np.ndarray = field(default_factory=NO_VARIATION.copy)  # beyond the polynomial, `Kriging.table`
     registration: BandRegistration = NOT_REGISTERED
 
 # %% ../../nbs/05_epsf/01_model.ipynb #c010b
@@ -174,6 +194,7 @@ class BandCores(BandCells):
     ) -> np.ndarray:
         "The five numbers of the core at a position."
         shape, place = self.coef @ polynomial_terms(x, y, self.shape, self.degree), within or (x, y)
+        shape = shape + at_nodes(self.variation[0], x, y, self.shape)
         if self.has_offset(*place, min_nstars):
             shape = shape + self.cell_offset[self.cell(*place)]
         return np.append(shape, [self.ln_beta, self.wide])
@@ -185,14 +206,32 @@ class BandCores(BandCells):
         own = (self.cell_nstars[cell] >= 1)[:, None] * self.cell_offset[cell]
         rest = np.broadcast_to([self.ln_beta, self.wide], (len(x), 2))
         terms = polynomial_terms(x, y, self.shape, self.degree)
+        own = own + at_nodes(self.variation[0], x, y, self.shape)
         return np.concatenate([terms @ self.coef.T + own, rest], axis=1)
 
     def fwhm(self, x: float, y: float, min_nstars: int = 0) -> float:
         "FWHM (pix) of a star's image at a position; `exp(theta[0])` is that before the pixel."
         return image_fwhm(self.theta(x, y, min_nstars))
 
+# %% ../../nbs/05_epsf/01_model.ipynb #err11f
+class BandFollowed(BandCores):
+    "What is not known where stars say that the PSF differs from its polynomial."
+
+    def between_stars(self, x: float, y: float) -> np.ndarray:
+        "Covariance [3, 3] of what lies beyond the polynomial at a place: large far from stars."
+        return np.diag(at_nodes(self.variation[1], x, y, self.shape))
+
+    @property
+    def followed(self) -> np.ndarray:
+        "What lies beyond the polynomial, rms over the frame of ln FWHM, e1 and e2 [3]; zeros: nothing does."
+        return np.sqrt((self.variation[0] ** 2).mean(axis=(1, 2)))
+
+    def total_error(self, x: float, y: float) -> float:
+        "Relative error of all the light that a stamp stands for, by the width that stars ask for."
+        return FOLLOWED_ERROR * abs(float(at_nodes(self.variation[0], x, y, self.shape)[0]))
+
 # %% ../../nbs/05_epsf/01_model.ipynb #err11
-class BandErrors(BandCores):
+class BandErrors(BandFollowed):
     "How well the core of a band's PSF is known at positions of the frame."
 
     def covariance(self, x: float, y: float, min_nstars: int = 0) -> np.ndarray:
@@ -206,7 +245,7 @@ class BandErrors(BandCores):
         )
         prior = local @ self.coef_cov @ local.T
         prior[:3, :3] += np.eye(3) * self.left_open(x, y) + np.diag(self.step_at(x, y) ** 2)
-        prior[:3, :3] += self.offset_covariance(x, y, min_nstars)
+        prior[:3, :3] += self.offset_covariance(x, y, min_nstars) + self.between_stars(x, y)
         return prior
 
     def offset_covariance(self, x: float, y: float, min_nstars: int = 0) -> np.ndarray:
@@ -260,7 +299,25 @@ class BandStamps(BandErrors):
         if self.is_fixed(x, y, min_nstars):
             fixed = self.fixed[self.fixed_index[self.cell(x, y)]]
             return centre_crop(fixed, (size - 1) * oversamp + 1, oversamp)
-        return self.evaluated(self.theta(x, y, min_nstars), size, oversamp)
+        return self.at_place((x, y), size, oversamp, min_nstars)
+
+    def at_place(
+        self,
+        place: tuple[float, float],  # x, y in the working frame, pix
+        size: int,  # side in pixels of the image, odd
+        oversamp: int,  # samples per pixel and axis
+        min_nstars: int,  # stars that a cell's offset needs to count
+        within: tuple[float, float] | None = None,  # whose cell counts instead of the place's
+    ) -> np.ndarray:
+        "The stamp of the model: that of the polynomial and the cell, changed by what stars say beyond it."
+        theta, beyond = (
+            self.theta(*place, min_nstars, within),
+            at_nodes(self.variation[0], *place, self.shape),
+        )
+        if not beyond.any():
+            return self.evaluated(theta, size, oversamp)
+        plain = theta - np.append(beyond, [0.0, 0.0])
+        return reshaped(self.evaluated(plain, size, oversamp), plain, oversamp, beyond)
 
     def evaluated(self, theta, size: int, oversamp: int) -> np.ndarray:
         "The stamp of a core with the band's residual; arguments as in `stamp`."
@@ -281,8 +338,7 @@ def stamp_gradient(
 
     def change(dx, dy):
         after, before = (
-            psf.evaluated(psf.theta(x + s * dx, y + s * dy, min_nstars, within=(x, y)), size, oversamp)
-            for s in (1, -1)
+            psf.at_place((x + s * dx, y + s * dy), size, oversamp, min_nstars, within=(x, y)) for s in (1, -1)
         )
         return (after - before) / (2 * max(dx, dy))
 
@@ -334,7 +390,8 @@ class BandPSF(BandStamps):
             return float("nan")
         slopes = flux_slopes(self.theta(x, y, min_nstars), self.residual, self.residual_step, size)
         slopes = np.append(slopes, 1.0)
-        return float(np.sqrt(slopes @ self.covariance(x, y, min_nstars) @ slopes))
+        variance = slopes @ self.covariance(x, y, min_nstars) @ slopes
+        return float(np.hypot(np.sqrt(variance), self.total_error(x, y)))
 
     def save(self, path: Path) -> None:
         "Write the model as a FITS file, whole or not at all."
@@ -435,7 +492,7 @@ ERROR_CARDS = {  # errors of single stars and their keywords; models of older ve
     "profile_error": "PROFERR"
 }
 IMAGES = ("coef_cov", "residual", "fixed")  # arrays of the model that become image extensions
-ERROR_IMAGES = ("shape_scatter",)  # the same of errors of single stars
+ERROR_IMAGES = ("shape_scatter", "variation")  # the same of errors of single stars
 
 # %% ../../nbs/05_epsf/01_model.ipynb #sat04
 SATURATION_CARDS = {  # numbers of `Saturation`, their keywords and what they mean

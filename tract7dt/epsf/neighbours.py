@@ -96,7 +96,7 @@ def padded(
     return tables
 
 # %% ../../nbs/05_epsf/03_neighbours.ipynb #c005c
-def find_neighbours(x, y, re, flux, star, half: int = 30) -> Neighbours:
+def find_neighbours(x, y, re, flux, star, half: int = 30, known=None) -> Neighbours:
     """Choose for each star the listed sources whose light matters, the strongest first.
 
     Parameters
@@ -111,6 +111,8 @@ def find_neighbours(x, y, re, flux, star, half: int = 30) -> Neighbours:
         Rows of the list that are the stars.
     half : int, pix
         Reach of the stamps.
+    known : bool array [sources], optional
+        Of the catalog: they count anywhere in a stamp, for in the wings of a star nobody knows their flux.
     """
     places, star = np.column_stack([x, y]), np.asarray(star, int)
     if not len(star):
@@ -119,9 +121,11 @@ def find_neighbours(x, y, re, flux, star, half: int = 30) -> Neighbours:
     row, other = pairs["i"], pairs["j"]
     light = flux[other] * np.minimum(1.0, NEIGHBOUR_REACH / np.maximum(pairs["v"], 1.0)) ** 4
     strong = light > NEIGHBOUR_SHARE * np.maximum(flux[star[row]], 0)
-    matter = strong & (other != star[row]) & (pairs["v"] < FAR_REACH)
-    row, other, light = row[matter], other[matter], light[matter]
     dx, dy = x[other] - x[star[row]], y[other] - y[star[row]]
+    if known is not None:
+        strong |= np.asarray(known)[other] & (np.maximum(np.abs(dx), np.abs(dy)) <= half)
+    matter = strong & (other != star[row]) & (pairs["v"] < FAR_REACH)
+    row, other, light, dx, dy = (values[matter] for values in (row, other, light, dx, dy))
     far = np.maximum(np.abs(dx), np.abs(dy)) > half + FAR_MARGIN
 
     def table(some, count, last):

@@ -18,8 +18,8 @@ from ..core.reading import Damaged, damaged, reading
 from ..core.stamps import centre_crop
 from ..core.writing import atomic_path, fingerprint
 from .model import NOTHING_FOUND, BandPSF, Saturation, analytic_psf
-from .scatter import shape_slopes, star_slopes
 from .solve import MIN_STARS
+from .widening import shape_slopes, star_slopes
 from ..fit.gaussian_psf import hybrid_psf, mixture_psf
 from ..fit.problem import BandOffset, PixelPSF, PSFError
 from ..fit.psf import GAUSSIAN_WIDTHS, gaussian_psf, moffat_psf
@@ -164,10 +164,14 @@ def with_error(
     psf: PatchPSF,  # in its final form
     model: BandPSF,  # that knows the errors
     theta,  # numbers of the core there [5]
+    place: tuple[float, float] | None = None,  # x, y in the working frame, pix; None: nowhere
 ) -> PatchPSF:
-    "The PSF with the errors of single stars."
+    "The PSF with the errors of single stars, and of what lies between them."
     slopes = star_slopes(shape_slopes(theta, psf.stamp, psf.oversamp), psf.stamp)
-    error = PSFError(model.profile_error, model.shape_scatter, slopes, model.registration.scatter)
+    scatter, total = model.shape_scatter, 0.0
+    if place is not None:
+        scatter, total = scatter + model.between_stars(*place), model.total_error(*place)
+    error = PSFError(model.profile_error, scatter, slopes, model.registration.scatter, total)
     return replace(psf, error=error)
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c015
@@ -359,7 +363,7 @@ def psf_of_model(
         (x, y), reach = cell_centre(model, cell_tag), None
     kept = None if layout is None else layout.gaussian_mixture(model.band, cell_tag)
     answer = in_form(model_answer(model, layout, cell_tag, x, y, reach, cfg), cfg.patch_run, kept)
-    return registered(with_error(answer, model, model.theta(x, y, least)), model)
+    return registered(with_error(answer, model, model.theta(x, y, least), (x, y)), model)
 
 # %% ../../nbs/05_epsf/12_patch_psf.ipynb #c017e
 def psf_for_patch(

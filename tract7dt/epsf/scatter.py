@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from .model import PROFILE_ERROR, SHAPE_SCATTER, STEP_COLUMNS
-from .profile import BY_LNF, LNF, core, offsets
+from .profile import BY_LNF, LNF, offsets
 from tract7dt.epsf.star_fit import (
     NEIGHBOUR_FLOOR,
     StarStamps,
@@ -257,46 +257,3 @@ def find_steps(
         steps.append(step)
         change = change - in_box(step, x, y)[:, None] * step[4:7]
     return np.array(steps).reshape(-1, len(STEP_COLUMNS))
-
-# %% ../../nbs/05_epsf/07_scatter.ipynb #err04
-def shape_slopes(
-    theta,  # numbers of the core [5]
-    stamp: np.ndarray,  # the PSF there [n, n]
-    oversamp: int,  # its samples per pixel and axis
-) -> np.ndarray:
-    "Change [3, n, n] of a stamp per unit of ln FWHM, e1 and e2, that of its core."
-    side = len(stamp)
-    x, y = (part / oversamp for part in offsets(side // 2))
-    slopes = core(theta, x, y)[1][BY_LNF : BY_LNF + 3].reshape(3, side, side)
-    return without_sum(slopes, stamp)
-
-
-def without_sum(changes, stamp) -> np.ndarray:
-    "Changes [3, n, n] of a stamp that leave its sum as it is."
-    return changes - stamp * (changes.sum(axis=(1, 2)) / stamp.sum())[:, None, None]
-
-# %% ../../nbs/05_epsf/07_scatter.ipynb #star
-WING_SHARE = 0.3  # of what differs in width from star to star: the wings, too, not the core alone
-FAINT = 0.002  # of the peak, below which light does not weigh on the comparison of two changes
-
-
-def blurs(stamp: np.ndarray) -> np.ndarray:
-    "Second derivatives of a stamp [3, n, n]: xx + yy, xx - yy and 2 xy, per squared sample."
-    around = np.pad(stamp, 1, mode="edge")
-    at = lambda dy, dx: around[1 + dy : around.shape[0] - 1 + dy, 1 + dx : around.shape[1] - 1 + dx]
-    xx, yy = at(0, 1) + at(0, -1) - 2 * stamp, at(1, 0) + at(-1, 0) - 2 * stamp
-    xy = (at(1, 1) + at(-1, -1) - at(1, -1) - at(-1, 1)) / 4
-    return np.stack([xx + yy, xx - yy, 2 * xy])
-
-
-def star_slopes(
-    scaled: np.ndarray,  # the stamp's `shape_slopes` [3, n, n]
-    stamp: np.ndarray,  # the PSF [n, n]
-) -> np.ndarray:
-    "Change [3, n, n] of a stamp per unit of ln FWHM, e1 and e2 by which the cores of single stars differ."
-    weight, blurred = 1 / (np.maximum(stamp, 0) + FAINT * stamp.max()), blurs(stamp)
-    for k, own in enumerate(scaled):
-        base = np.stack([own, stamp, np.ones_like(stamp)]).reshape(3, -1)
-        weighted = base * weight.ravel()
-        blurred[k] /= np.linalg.solve(weighted @ base.T, weighted @ blurred[k].ravel())[0]
-    return without_sum(WING_SHARE * scaled + (1 - WING_SHARE) * blurred, stamp)

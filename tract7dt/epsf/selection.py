@@ -251,7 +251,7 @@ def neighbours_of(
     half: int,  # pixels from the middle of their stamps to the edge
 ) -> Neighbours:
     "Neighbours of some listed sources."
-    return find_neighbours(sources.x, sources.y, sources.re, survey.flux, rows, half)
+    return find_neighbours(sources.x, sources.y, sources.re, survey.flux, rows, half, sources.in_catalog)
 
 # %% ../../nbs/05_epsf/07_selection.ipynb #c016a1
 def provisional_core(

@@ -42,6 +42,12 @@ class SourceList:
         return len(self.x)
 
     @property
+    def in_catalog(self) -> np.ndarray:
+        "Galaxies and stars by the TYPE of the catalog, and what only the catalog has, bool [S]."
+        listed = np.zeros(len(self), bool) if self.listed is None else self.listed
+        return (self.re > 0) | listed | ~(self.detected | self.gaia)
+
+    @property
     def origin(self) -> np.ndarray:
         "`both`, `gaia`, `sep` or `catalog`."
         return np.where(

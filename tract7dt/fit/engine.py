@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from .core_sums import with_core_sums
 from tract7dt.fit.flags import (
     BLENDED_RATIO,
     DEGENERATE_RATIO,
@@ -94,6 +95,12 @@ def hide_unseen(
     unseen = inside[:, None] & (quality.fracmasked > 1 - LEAST_SEEN)
     flux, flux_cond = (np.where(unseen, np.inf, error) for error in (errors.flux, errors.flux_cond))
     return replace(errors, flux=flux, flux_cond=flux_cond)
+
+# %% ../../nbs/06_fit/17_engine.ipynb #blind
+def without_data(status, errors: Errors) -> np.ndarray:
+    "`FitStatus` codes [S] of sources that were seen in no band made `NO_DATA`, but for those that failed."
+    blind = ~np.isfinite(errors.flux_cond).any(axis=1) & (status != FitStatus.FAILED)
+    return np.where(blind, np.uint8(FitStatus.NO_DATA), status)
 
 # %% ../../nbs/06_fit/17_engine.ipynb #astray
 def sky_elsewhere(problem: FitProblem, plan: Plan, sky_free) -> bool:
@@ -207,8 +214,10 @@ def assemble(
 ) -> FitResult:
     "Errors, quality and verdict on every source."
     light = modelled_light(outcome.plan, outcome.state)
-    excess = excess_variance(problem, outcome.plan, light) + profile_variance(problem, light)
-    errors = measure_errors(problem, outcome, excess)
+    excess = excess_variance(problem, outcome.plan, light)
+    outcome, less = with_core_sums(problem, outcome, excess, light)
+    excess += profile_variance(problem, light)
+    errors = measure_errors(problem, outcome, excess, less)
     expected = excess + shift_variance(problem, outcome.plan, light)
     quality = measure_quality(outcome, errors.flux_cond, expected, shown, problem.options.open_sides)
     errors = hide_unseen(problem, outcome, errors, quality, shown)
@@ -216,9 +225,7 @@ def assemble(
         limits_reached((low, high), theta, free)
         for low, high, theta, free in zip(rules.lower, rules.upper, outcome.state.theta, outcome.plan.free)
     )
-    status = fit_status(problem, start, outcome, at_bound)
-    blind = ~np.isfinite(errors.flux_cond).any(axis=1) & (status != FitStatus.FAILED)
-    status = np.where(blind, np.uint8(FitStatus.NO_DATA), status)
+    status = without_data(fit_status(problem, start, outcome, at_bound), errors)
     residual, fluxes = sky_residual(outcome), flux_columns(outcome, errors, quality)
     return FitResult(
         **parameter_columns(problem, outcome, errors, status),

@@ -105,6 +105,7 @@ class PSFError:
     shape: np.ndarray | None = None  # covariance of ln FWHM, e1, e2 of stars beyond their errors, [3, 3]
     slopes: np.ndarray | None = None  # change of the stamp per unit of each of the three, [3, n, n]
     position: float = 0.0  # scatter of positions in x and in y, pixels
+    total: float = 0.0  # error of the light that the stamp stands for, over that light
 
 # %% ../../nbs/06_fit/02_problem.ipynb #offset
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,8 @@ from .psf import FrequencyGrid, change_transforms, cube_moved, full_grid
 from .render import P, Window, X, Y, render_stack
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #dirs
-SHAPES, DIRECTIONS = 3, 5  # of shape; with the positions in x and y
+SHAPES, SUM, DIRECTIONS = 3, 5, 6  # of shape; with the positions in x and y; and with the sum of the light
+REDISTRIBUTED = 0.6  # share of the errors of profiles, in the variance, that leaves the sum of the light
 
 
 def shape_stamps(error: PSFError) -> np.ndarray | None:
@@ -65,13 +66,25 @@ def error_cube(errors, pixels: Pixels, half: int) -> tuple[FrequencyGrid, np.nda
     return pixels.cubes["errors", half]
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #pertb
+def error_of_sum(
+    errors,  # of the PSFs of the bands
+    template,  # whitened, of unit flux [B, nY, nX]
+    weight,  # of the pixels [B, nY, nX]
+) -> np.ndarray:
+    "Whitened image [B, nY, nX] of what errors of a profile do not do: change the sum of the light."
+    profile = np.array([error.profile for error in errors], np.float32)[:, None, None]
+    light = np.divide(template, weight, out=np.zeros_like(template), where=weight > 0)
+    size = np.sqrt(np.sum(light**2, axis=(1, 2), keepdims=True))
+    return profile * template * np.divide(light, size, out=np.zeros_like(light), where=size > 0)
+
+# %% ../../nbs/06_fit/14b_psf_scatter.ipynb #pertb2
 def errors_of_source(
     problem: FitProblem,  # with the errors of the PSFs
     plan: Plan,  # footprints of the sources
     state: State,  # where the fit ended
     s: int,  # the source
 ) -> tuple[Window, np.ndarray]:
-    "A part of a footprint, and whitened images of one sigma of each error of the PSF there, [B, 5, nY, nX]."
+    "A part of a footprint, and whitened images of one sigma of each error of the PSF there, [B, 6, nY, nX]."
     footprint, pixels, errors = plan.footprints[s], plan.pixels, [band.psf_error for band in problem.bands]
     half = SMALL if footprint.half <= SMALL else LARGE
     window = Window.around(footprint.x, footprint.y, half).clip(footprint.window)
@@ -97,7 +110,9 @@ def errors_of_source(
             grid, cube = pixels.cube(footprint.period, plan.begin[s])
             how = (X, Y), weight, pixels.profiles, ratio
             slopes = render_stack(kind, state.theta[s], window, grid, cube, *how)[:, 1:3]
-        out[:, SHAPES:] = slopes * shift[:, None, None, None]
+        out[:, SHAPES:SUM] = slopes * shift[:, None, None, None]
+    template = state.stacks[s][window.within(footprint.window)][:, 0]
+    out[:, SUM] = error_of_sum(errors, template, weight)
     return window, out * state.flux[s].astype(np.float32)[:, None, None, None]
 
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #score
@@ -110,7 +125,7 @@ class Scores:
 
 
 def scores_of(problem: FitProblem, outcome: Outcome) -> Scores:
-    "Scores of all errors of PSFs, n = 5 for each notable source, in each band."
+    "Scores of all errors of PSFs, n = 6 for each notable source, in each band."
     plan, state = outcome.plan, outcome.state
     S, B = state.flux.shape
     who = np.flatnonzero(notable(problem, outcome) & np.array([t is not None for t in state.stacks], bool))
@@ -141,7 +156,7 @@ def scores_of(problem: FitProblem, outcome: Outcome) -> Scores:
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #terms
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """What errors of the PSFs of single sources add to covariances.
+    """What errors of the PSFs of single sources add to covariances, or take from them.
 
     flux [B, S + 1]: to the variances of fluxes and sky; parameters [F, F]: to the covariance of positions and
     shapes; between [S, B, B]: to that of the fluxes of a source, beside what comes through `parameters`.
@@ -151,7 +166,7 @@ class Scatter:
     parameters: np.ndarray
     between: np.ndarray
 
-
+# %% ../../nbs/06_fit/14b_psf_scatter.ipynb #terms2
 def scatter_terms(
     problem: FitProblem,  # with the errors of the PSFs
     outcome: Outcome,  # how the fit of all ended
@@ -165,16 +180,17 @@ def scatter_terms(
         return none
     scores, index, inverse = scores_of(problem, outcome), outcome.quad.index, outcome.state.inverse
     flux, parameters, between = none.flux, none.parameters, none.between
+    sign = np.where(np.arange(scores.linear.shape[2]) % DIRECTIONS == SUM, -REDISTRIBUTED, 1)
     for b in range(B):
         score = scores.shapes[b].reshape(P * S, -1)[index] - response[b].T @ scores.linear[b]
         moved = covariance @ score
-        parameters += moved @ moved.T
+        parameters += moved * sign @ moved.T
         direct, through = inverse[b] @ scores.linear[b], response[b] @ moved
-        flux[b] += np.sum(direct * (direct - 2 * through), axis=1)
+        flux[b] += np.sum(sign * direct * (direct - 2 * through), axis=1)
         if problem.options.covariance:
-            cross = np.einsum("sn,csn->sc", direct[:S], (response @ moved)[:, :S])
+            cross = np.einsum("sn,csn->sc", sign * direct[:S], (response @ moved)[:, :S])
             between[:, b, :] -= cross
             between[:, :, b] -= cross
-            between[:, b, b] += np.sum(direct[:S] ** 2, axis=1)
+            between[:, b, b] += np.sum(sign * direct[:S] ** 2, axis=1)
     flux += np.sum((response @ parameters) * response, axis=2)
-    return Scatter(np.maximum(flux, 0), parameters, between)
+    return Scatter(flux, parameters, between)

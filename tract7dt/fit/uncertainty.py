@@ -236,7 +236,7 @@ def free_sky(outcome: Outcome, response, spread) -> np.ndarray:
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #total
 def total_errors(
     variance,  # of fluxes and sky if the weights are right, [B, S + 1]
-    added,  # what noise that the weights do not know adds to it, [B, S + 1]
+    added,  # what the weights do not know of adds to it, [B, S + 1]
     conditional,  # conditional errors, [B, S + 1]
     noise: Correlation | None,  # how noise of the sky adds up
 ) -> np.ndarray:
@@ -253,8 +253,13 @@ def inflation_of(outcome: Outcome, variance) -> np.ndarray:
     return np.sqrt(np.where(seen, variance * known, 1))[:, :-1].T
 
 # %% ../../nbs/06_fit/15_uncertainty.ipynb #c014
-def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
-    "All errors at the final state; `excess` is what the variance is above that of the weights, [B, H, W]."
+def measure_errors(
+    problem: FitProblem,  # with the errors of PSFs, levels and noise
+    outcome: Outcome,  # how the fit of all ended
+    excess,  # what the variance is above that of the weights, in its units [B, H, W]
+    less=0.0,  # by how much sums of cores lower the variances of fluxes [B, S]
+) -> Errors:
+    "All errors at the final state."
     state, quad, S = outcome.state, outcome.quad, len(outcome.gain)
     covariance = inverse_spd(quad.H + 1e-3 * DAMPING_FLOOR * np.eye(len(quad.index)))
     response = state.inverse @ quad.coupling.transpose(0, 2, 1)
@@ -264,8 +269,12 @@ def measure_errors(problem: FitProblem, outcome: Outcome, excess) -> Errors:
     added_variance, added = photon_terms(outcome, excess, response, spread, covariance, noise)
     moved, shifted = level_terms(problem, outcome, response, spread)
     scatter = scatter_terms(problem, outcome, response, covariance)
+    added_variance[:, :S] += scatter.flux[:, :S] - less
+    added_variance[:, S] += scatter.flux[:, S]
     square = total_errors(variance, added_variance, conditional, noise) ** 2
-    marginal = np.sqrt(square + np.sum(moved**2, axis=2) + scatter.flux)
+    marginal = np.sqrt(square + np.sum(moved**2, axis=2))
+    total = np.array([band.psf_error.total for band in problem.bands])[:, None]
+    marginal[:, :S] = np.hypot(marginal[:, :S], total * state.flux.T)
     shapes = covariance + added + scatter.parameters
     blocks, shared = quad.own_blocks(shapes + shifted.T @ shifted, S), None
     if problem.options.covariance:

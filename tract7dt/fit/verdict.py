@@ -19,6 +19,7 @@ MISFIT = 0.30  # share of the flux that the model misses in the core
 MISFIT_AND_LIGHT = (0.20, 0.08)  # that share, and the share of light left in W, where both are found
 MISFIT_SIGMA = 5.0
 MISFIT_BRIGHT = (0.20, 50.0)  # that share, and its significance, which no noise and no neighbour explain
+UNLIKE, CONFIRMED = 10.0, 0.03  # chi2 over pixels from which on A must show the flux right to this share
 LIGHT_A = (0.08, 4.0)  # share of the light in A that is left, and its significance
 LIGHT_W = (0.10, 5.0)  # in W
 LIGHT_SIGMA = 3.0  # significance of the latter where the core is missed, too
@@ -36,6 +37,13 @@ def core_missed(worth) -> np.ndarray:
     return bright | (worth.misfit_sigma > MISFIT_SIGMA) & ((worth.misfit > MISFIT) | both)
 
 
+def not_confirmed(result: FitResult) -> np.ndarray:
+    "Whether the model is unlike the pixels, and light in A does not show the flux right, bool [S, B]."
+    share, _ = result.worth.share
+    unlike = result.chi2 > UNLIKE * np.maximum(result.npix, 1)
+    return unlike & ~(np.abs(share) < CONFIRMED)
+
+# %% ../../nbs/06_fit/16_verdict.ipynb #band1
 def light_left(worth, sign: int = 1) -> np.ndarray:
     "Whether much of the light in A or W is in no model, or (`sign` -1) much too much of it, bool [S, B]."
     (inner, inner_error), (wide, wide_error) = worth.share, worth.wide_share
@@ -52,7 +60,7 @@ def band_flags(result: FitResult) -> np.ndarray:
         BandFlag.NO_DATA: ~seen,
         BandFlag.MASKED: seen & (result.fracmasked > MASKED),
         BandFlag.NEGATIVE_FLUX: is_negative(flux, error),
-        BandFlag.MISFIT: core_missed(worth),
+        BandFlag.MISFIT: core_missed(worth) | not_confirmed(result),
         BandFlag.LIGHT_LEFT: light_left(worth),
         BandFlag.TOO_BRIGHT: light_left(worth, -1),
         BandFlag.SKY_LEVEL: (effect > SKY_EFFECT[0] * np.abs(flux)) & (effect > SKY_EFFECT[1] * error),

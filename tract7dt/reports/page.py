@@ -124,6 +124,7 @@ def psf_rows(run: FinishedRun) -> pd.DataFrame:
             scatter = 100 * np.sqrt(np.diag(np.asarray(model["shape_scatter"], float)))
             row["a pixel of a star off by (%)"] = 100 * model["profile_error"]
             row |= dict(zip(("FWHM of stars scatters by (%)", "e1 by (x 0.01)", "e2 by (x 0.01)"), scatter))
+            row["FWHM follows stars by (%)"] = 100 * (model.get("followed") or [0])[0] or None
             row["places of stars by (pix)"] = model.get("position_scatter") or None
             row["steps in the frame"] = len(model.get("steps") or ()) or None
     for row in rows.values():
