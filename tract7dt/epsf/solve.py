@@ -182,6 +182,16 @@ def damping(
     return float(np.clip(damp / max(1 - left, LEAST_DAMPING), LEAST_DAMPING, min(1.0, MOST_GROWTH * damp)))
 
 
+def lies_between(
+    before,  # the last step, whole [q]
+    now,  # this one [q]
+    change,  # what was taken of the last one [q]
+    matrix,  # of the normal equations [q, q]
+) -> bool:
+    "Whether the solution lies between two points near each other: steps from both point at the other."
+    return bool(before @ matrix @ now < 0 and np.abs(change).max() < SETTLED_CHANGE)
+
+# %% ../../nbs/05_epsf/04_solve.ipynb #c010a2
 def moved(state: StarState, step, listed) -> StarState:
     "The state after a step [N, 4] of flux, x, y and sky; neighbours are left alone."
     dx, dy = (
@@ -255,7 +265,8 @@ def fit_core(
     "Fit the core's variation over the frame, its exponent and its wings to all stars."
     jacobians = spread(terms)
     listed = stamps.x - stamps.column, stamps.y - stamps.row
-    values, damp, before, prior = np.array(start, float), 1.0, None, None
+    values, damp, before, prior, between = np.array(start, float), 1.0, None, None, False
+    change = np.zeros(len(values))
     for _ in range(iterations):
         info = information(stamps, jacobians @ values, None, 1.0, state, around)
         weight = star_weights(info.chi2)
@@ -264,13 +275,14 @@ def fit_core(
         mean, precision = prior
         matrix, vector = matrix + np.diag(precision), vector + precision * (mean - values)
         whole = bounded_step(matrix, vector, values)
+        between = before is not None and lies_between(before, whole, change, matrix)
         damp = damp if before is None else damping(damp, before, whole, matrix)
         before, change = whole, damp * whole
         values = values + change
         state = moved(state, info.nuisance_step(jacobians @ change), listed)
         if np.abs(change).max() < LAST_CHANGE:
             break
-    coef, settled = values[:-2].reshape(3, -1), bool(np.abs(whole).max() < SETTLED_CHANGE)
+    coef, settled = values[:-2].reshape(3, -1), between or bool(np.abs(whole).max() < SETTLED_CHANGE)
     moves = left_out(matrix, weight, jacobians, info)
     cov = jackknife(moves) + prior_share(matrix, precision)
     return CoreFit(coef, values[-2], values[-1], cov, state, info.chi2, moves, settled)
