@@ -29,7 +29,6 @@ from tract7dt.epsf.solve import (
     spread,
     star_weights,
     start_values,
-    terms_degree,
 )
 from tract7dt.epsf.star_fit import (
     CHI2_RADIUS,
@@ -209,7 +208,7 @@ def residual_rounds(
     step: float,  # distance of the grid's nodes, pix
 ):
     "Three rounds of: fit the stars, solve the grid. Returns grid, amplitude, covariance of core and grid."
-    theta = core.theta(polynomial_terms(stars.stamps.x, stars.stamps.y, shape, terms_degree(core)))
+    theta = core.theta(polynomial_terms(stars.stamps.x, stars.stamps.y, shape, core.degree))
     state, stamps, around = settle(stars.stamps, stars.neighbours, theta, None, step, state)
     grid, amplitude = solve_residual(stamps, theta, state, around, step)
     for _ in range(RESIDUAL_ROUNDS - 1 if grid.size > 1 else 0):
@@ -233,7 +232,7 @@ def joint_covariance(
     stamps, theta, grid, step = seen[:4]
     typical, half = np.median(theta, axis=0), round((grid.shape[0] - 1) * step / 2)
     modes, group = residual_modes(typical, half, step), star_groups(len(stamps))
-    jacobians = spread(polynomial_terms(stamps.x, stamps.y, shape, terms_degree(core)))
+    jacobians = spread(polynomial_terms(stamps.x, stamps.y, shape, core.degree))
     moves = np.zeros((group.max() + 1, core.moves.shape[1]))
     np.add.at(moves, group, core.moves)
     response = mode_response(typical, grid, modes, step)
@@ -342,7 +341,7 @@ def report_where(
 ) -> tuple[StarReport, Kriging]:
     "Compare stars with the PSF of their places, and what they say of it beyond the polynomial."
     x, y = stars.stamps.x, stars.stamps.y
-    theta = core.theta(polynomial_terms(x, y, shape, terms_degree(core)))
+    theta = core.theta(polynomial_terms(x, y, shape, core.degree))
     report = report_stars(stars, theta, grid, step)
     cov = np.linalg.inv(report.h * star_weights(report.chi2)[:, None, None] + np.eye(3) * 1e-12)
     beyond = krige(x, y, theta[:, :3] + report.change, cov, ~bad_fit(report.chi2), core.coef, shape)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
-from .model import NO_VARIATION, RIDGES_BY_DEGREE, polynomial_terms, powers
+from .model import NO_VARIATION, RIDGES_BY_DEGREE, degree_of, polynomial_terms
 
 # %% ../../nbs/05_epsf/07_kriging.ipynb #k1
 @dataclass(frozen=True)
@@ -223,8 +223,7 @@ def krige(
     "What stars say of the shape of a PSF beyond its polynomial."
     if np.sum(used) < FEW_STARS:
         return nothing_kriged(len(x))
-    degree = next(d for d in range(9) if len(powers(d)) == coef.shape[1])
-    node_x, node_y = nodes_of(shape)
+    degree, (node_x, node_y) = degree_of(coef.shape[1]), nodes_of(shape)
     stars, nodes = (Places.of(a, b, shape, degree) for a, b in ((x, y), (node_x.ravel(), node_y.ravel())))
     ones = [
         krige_one(stars, nodes, value[:, i], cov[:, i, i], used, coef[i], max(shape))

@@ -40,6 +40,11 @@ def powers(degree: int) -> list[tuple[int, int]]:
     return [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
 
 
+def degree_of(terms: int) -> int:
+    "Degree of a polynomial of so many terms."
+    return next(degree for degree in range(9) if len(powers(degree)) == terms)
+
+# %% ../../nbs/05_epsf/01_model.ipynb #c007b
 def polynomial_terms(
     x,  # positions in the frame [...], pix
     y,  # [...], pix
@@ -174,7 +179,7 @@ class BandCells(BandModel):
     @property
     def degree(self) -> int:
         "Degree of the polynomial."
-        return next(d for d in range(9) if len(powers(d)) == self.coef.shape[1])
+        return degree_of(self.coef.shape[1])
 
     @property
     def grid(self) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from ..core.statistics import SIGMA_OF_MAD
 from .model import ANALYTIC_WIDE, polynomial_terms
 from .neighbours import Neighbours, find_neighbours, settle
 from .profile import fwhm_before_pixel, offsets
-from .solve import CoreFit, degree_for, fit_core, spread, start_values, terms_degree
+from .solve import CoreFit, degree_for, fit_core, spread, start_values
 from .source_list import BandFrame, SourceList, aperture_fluxes, crowding
 from .star_fit import StarStamps, flat, information, inner_light, start_state
 from .width import star_clump
@@ -296,7 +296,7 @@ def compare_shapes(
     if core_fit is None:
         theta = np.tile(header_core(survey.fwhm_pix), (len(stamps), 1))
     else:
-        theta = core_fit.theta(polynomial_terms(stamps.x, stamps.y, shape, terms_degree(core_fit)))
+        theta = core_fit.theta(polynomial_terms(stamps.x, stamps.y, shape, core_fit.degree))
     change, variance = shape_changes(
         stamps, neighbours_of(survey, sources, stamps.source, stamps.half), survey.flux[stamps.source], theta
     )

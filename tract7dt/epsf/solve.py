@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .model import RIDGES_BY_DEGREE
+from .model import RIDGES_BY_DEGREE, degree_of
 from tract7dt.epsf.profile import (
     BY_LNF,
     LNF,
@@ -75,6 +75,11 @@ class CoreFit:
     def values(self):
         "Coefficients parameter by parameter, exponent, wings, in one row."
         return np.concatenate([self.coef.ravel(), [self.ln_beta, self.wide]])
+
+    @property
+    def degree(self) -> int:
+        "Degree of the polynomials."
+        return degree_of(self.coef.shape[1])
 
     def theta(self, terms):
         "The five numbers [N, 5] at positions whose polynomial terms [N, T] are given."
@@ -212,11 +217,6 @@ def start_values(theta, terms: int):
     values[: 3 * terms : terms] = theta[:3]
     values[-2:] = theta[3:]
     return values
-
-
-def terms_degree(core: CoreFit) -> int:
-    "Degree of the polynomial of a fitted core."
-    return {1: 0, 3: 1, 6: 2}[core.coef.shape[1]]
 
 # %% ../../nbs/05_epsf/04_solve.ipynb #c010j
 def left_out(

@@ -13,7 +13,7 @@ import numpy as np
 from .normal import Plan, State
 from .optimise import Outcome
 from .problem import STAR, FitProblem
-from .psf_scatter import REDISTRIBUTED, SHAPES, errors_of_source, notable
+from .psf_scatter import SIGNS, errors_of_source, notable
 
 # %% ../../nbs/06_fit/14c_core_sums.ipynb #k1
 WHOLE = 0.9  # of the light of a star that must lie on good pixels: what is masked does not add up
@@ -29,7 +29,7 @@ class Core:
     weight: np.ndarray  # of the fit, inverse variances
     noise: np.ndarray  # variance by sky, photons and the profiles of others; infinite on bad pixels
     profile: np.ndarray  # error of a pixel, over its light [B, 1, 1]
-    shapes: np.ndarray  # changes by one sigma of each error of shape [B, 3, nY, nX]
+    errors: np.ndarray  # changes by one sigma of each error of the PSF, as `SIGNS` [B, 6, nY, nX]
 
     def filters(self) -> np.ndarray:
         "What the flux takes of each pixel, by the fit and by the sum, [B, 2, nY, nX]."
@@ -42,17 +42,14 @@ class Core:
 
     def covariance(self, filters, factors) -> np.ndarray:
         "Of the two fluxes [B, 2, 2]; `factors` [B, 2]: how correlated noise adds up under each filter."
-        light2 = self.light**2
-        noise = np.einsum(
-            "bkyx,bjyx,byx->bkj", filters, filters, np.where(np.isfinite(self.noise), self.noise, 0)
+        noise = np.where(np.isfinite(self.noise), self.noise, 0)
+        alone = (self.profile * self.light) ** 2
+        of_noise, of_pixels = (
+            np.einsum("bkyx,bjyx,byx->bkj", filters, filters, one) for one in (noise, alone)
         )
-        alone = np.einsum("bkyx,bjyx,byx->bkj", filters, filters, light2)
-        common = np.einsum("bkyx,byx->bk", filters, light2)
-        total = np.maximum(light2.sum(axis=(1, 2)), 1e-300)[:, None, None]
-        kept = alone - REDISTRIBUTED * common[:, :, None] * common[:, None] / total
-        moved = np.einsum("bkyx,bjyx->bkj", filters, self.shapes)
-        noise = noise * factors[:, :, None] * factors[:, None]
-        return noise + self.profile**2 * kept + moved @ moved.transpose(0, 2, 1)
+        moved = np.einsum("bkyx,bjyx->bkj", filters, self.errors)
+        shared = moved * SIGNS @ moved.transpose(0, 2, 1)
+        return of_noise * factors[:, :, None] * factors[:, None] + of_pixels + shared
 
 # %% ../../nbs/06_fit/14c_core_sums.ipynb #k2
 def core_of(
@@ -62,22 +59,22 @@ def core_of(
     excess,  # variance of sky and photons above that of the weights, in its units [B, H, W]
     light,  # whitened light of all sources [B, H, W]
     s: int,  # the star
-) -> Core:
-    "A star's part of the images."
+) -> Core | None:
+    "A star's part of the images; None if it has left them."
     window, images = errors_of_source(problem, plan, state, s)
+    if window.empty:
+        return None
     part, weight = window.slices, plan.pixels.weight[window.slices].astype(float)
     profile = np.array([band.psf_error.profile for band in problem.bands])[:, None, None]
     seen = weight > 0
-    counts = lambda whitened: np.divide(whitened, weight, out=np.zeros(weight.shape), where=seen)
+    whole = np.where(seen, weight, np.inf)  # pixels that nobody saw hold nothing
+    counts = lambda whitened: whitened / whole
     template = counts(state.stacks[s][window.within(plan.footprints[s].window)][:, 0])
     own = template * np.maximum(state.flux[s], 0)[:, None, None]
     others = np.maximum(counts(light[part]) ** 2 - own**2, 0)
-    noise = np.where(seen, np.maximum(1 + excess[part], 0) * counts(counts(np.ones(weight.shape))), np.inf)
-    shapes = np.divide(
-        images[:, :SHAPES], weight[:, None], out=np.zeros_like(images[:, :SHAPES]), where=seen[:, None]
-    )
-    noise = noise + profile**2 * others
-    return Core(counts(state.residual[part]), template, own, weight**2, noise, profile, shapes)
+    noise = np.where(seen, np.maximum(1 + excess[part], 0) / whole**2 + profile**2 * others, np.inf)
+    errors = images / whole[:, None]
+    return Core(counts(state.residual[part]), template, own, weight**2, noise, profile, errors)
 
 
 def noise_of(problem: FitProblem, filters) -> np.ndarray:
@@ -138,7 +135,8 @@ def with_core_sums(
     stars = (plan.kind == STAR) & notable(problem, outcome) & unlike_noise(problem, state)
     for s in np.flatnonzero(stars).tolist():
         core = core_of(problem, plan, state, excess, light, s)
-        changes[:, s], less[:, s] = core_change(problem, core)
+        if core is not None:
+            changes[:, s], less[:, s] = core_change(problem, core)
     if not changes.any():
         return outcome, less
     moved = np.array([followed(*one) for one in zip(state.inverse, changes)])

@@ -20,6 +20,7 @@ from .render import P, Window, X, Y, render_stack
 # %% ../../nbs/06_fit/14b_psf_scatter.ipynb #dirs
 SHAPES, SUM, DIRECTIONS = 3, 5, 6  # of shape; with the positions in x and y; and with the sum of the light
 REDISTRIBUTED = 0.6  # share of the errors of profiles, in the variance, that leaves the sum of the light
+SIGNS = np.where(np.arange(DIRECTIONS) == SUM, -REDISTRIBUTED, 1.0)  # of their squares in variances
 
 
 def shape_stamps(error: PSFError) -> np.ndarray | None:
@@ -180,7 +181,7 @@ def scatter_terms(
         return none
     scores, index, inverse = scores_of(problem, outcome), outcome.quad.index, outcome.state.inverse
     flux, parameters, between = none.flux, none.parameters, none.between
-    sign = np.where(np.arange(scores.linear.shape[2]) % DIRECTIONS == SUM, -REDISTRIBUTED, 1)
+    sign = np.tile(SIGNS, scores.linear.shape[2] // DIRECTIONS)
     for b in range(B):
         score = scores.shapes[b].reshape(P * S, -1)[index] - response[b].T @ scores.linear[b]
         moved = covariance @ score

@@ -269,8 +269,8 @@ def measure_errors(
     added_variance, added = photon_terms(outcome, excess, response, spread, covariance, noise)
     moved, shifted = level_terms(problem, outcome, response, spread)
     scatter = scatter_terms(problem, outcome, response, covariance)
-    added_variance[:, :S] += scatter.flux[:, :S] - less
-    added_variance[:, S] += scatter.flux[:, S]
+    added_variance += scatter.flux
+    added_variance[:, :S] -= less
     square = total_errors(variance, added_variance, conditional, noise) ** 2
     marginal = np.sqrt(square + np.sum(moved**2, axis=2))
     total = np.array([band.psf_error.total for band in problem.bands])[:, None]
